@@ -1,0 +1,171 @@
+"""The command line: read, run, write, and say what came of it.
+
+Nothing here imports JAX before there is something to compute, so help and errors come at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import click
+
+from vi_demo.errors import InputError
+
+FITS = ("reverse_kl", "forward_kl")
+GUIDES = ("diagonal", "full_rank")
+REFERENCES = ("auto", "quadrature", "smc", "nuts", "none")
+CACHE_SWITCH = "VI_DEMO_CACHE"
+NO_USABLE_FIT, INTERRUPTED = 3, 130
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run `vi-demo` and exit: 0 done, 1 an error inside, 2 unusable input, 3 with --strict."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        status = vi_demo.main(arguments, prog_name="vi-demo", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        status = 2
+    except click.ClickException as error:
+        status = complain(error.format_message())
+    except InputError as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        status = complain(str(error))
+    except (KeyboardInterrupt, click.Abort):
+        complain("interrupted; files that were there before are as they were.")
+        status = INTERRUPTED
+    except Exception as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        words = " ".join(str(error).split())[:300]
+        complain(
+            f"an error inside vi-demo, {type(error).__name__}: {words} "
+            "(--debug shows where; please report it)."
+        )
+        status = 1
+    sys.exit(status or 0)
+
+
+def complain(message: str) -> int:
+    """One line on standard error; the exit status of unusable input."""
+    click.echo(f"vi-demo: {' '.join(message.split())}", err=True)
+    return 2
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="vi-demo", prog_name="vi-demo")
+def vi_demo() -> None:
+    """Fit a NumPyro model in both directions of KL, and say what each fit missed."""
+
+
+@vi_demo.command()
+@click.argument("model")
+@click.option("--data", metavar="FILE", help="csv, json, npz or netCDF; names = model arguments.")
+@click.option(
+    "--fit",
+    "fits",
+    multiple=True,
+    type=click.Choice(FITS),
+    help="What to fit; may be repeated.  [default: both]",
+)
+@click.option("--guide", type=click.Choice(GUIDES), default="full_rank", show_default=True)
+@click.option("--reference", type=click.Choice(REFERENCES), default="auto", show_default=True)
+@click.option(
+    "--budget",
+    type=click.FloatRange(min=0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Seconds for the reference to grow until it is precise enough.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--draws",
+    type=click.IntRange(min=100),
+    default=4000,
+    show_default=True,
+    help="Draws kept of each fit.",
+)
+@click.option("--out", metavar="DIR", help="Folder of the results.  [default: runs/<model>]")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON, nothing else.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option("--strict", is_flag=True, help="Exit with 3 where no fit is usable.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def run(model, data, fits, out, as_json, quiet, strict, debug, **settings) -> int:
+    """Fit, diagnose and save MODEL.
+
+    MODEL is path/file.py[:function], package.module:function or the name of a bundled model.
+    """
+    from vi_demo import loading
+    from vi_demo.pictures import terminal
+
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        loaded = loading.load(model, data)
+        out = Path(out or Path("runs") / loaded.name)
+        with terminal.progress(quiet) as report:
+            report("start", 0.0, "importing JAX and NumPyro")
+            prepare_jax()
+            from vi_demo import results, study
+
+            tree = study.run(
+                loaded.model,
+                loaded.data,
+                name=loaded.name,
+                coords=loaded.coords,
+                dims=loaded.dims,
+                fits=tuple(dict.fromkeys(fits)) or FITS,
+                report=report,
+                **settings,
+            )
+            report("save", 0.0, "drawing")
+            from vi_demo.pictures import figures
+
+            pictures = {"fit.png": lambda path: figures.save(figures.fit_figure(tree), path)}
+            results.save(tree, out, pictures)
+            report("save", 1.0, str(out))
+    summary = results.summary(tree)
+    if as_json:
+        click.echo(tree.attrs["summary"])
+    elif not quiet:
+        terminal.show(summary, out)
+    usable = any(fit["verdict"] != "unreliable" for fit in summary["fits"].values())
+    return NO_USABLE_FIT if strict and not usable else 0
+
+
+@vi_demo.command()
+def models() -> None:
+    """List the bundled models."""
+    from vi_demo import loading
+
+    files = loading.bundled()
+    width = max(map(len, files))
+    for name, file in files.items():
+        docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+        click.echo(f"{name:<{width}}  {docstring.partition(chr(10))[0]}")
+
+
+def prepare_jax() -> None:
+    """Double precision, and compiled programs kept in the user's cache folder between runs.
+
+    `VI_DEMO_CACHE=off` turns the cache off; JAX's own `JAX_COMPILATION_CACHE_DIR` moves it.
+    """
+    import jax
+    import platformdirs
+
+    jax.config.update("jax_enable_x64", True)
+    if os.environ.get(CACHE_SWITCH, "").lower() in ("off", "0", "no", "false"):
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        folder = platformdirs.user_cache_path("vi-demo") / "jax"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""What is measured of a fit against a reference: from the guide's side and from the target's.
+
+Checks that draw from q look only where q already is; each is paired with one that starts from
+draws of p. Whatever could not be measured is None, with the reason in `reasons` beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import jax
+import numpy as np
+from arviz_stats.base import array_stats
+
+from vi_demo.divergences import estimators
+from vi_demo.divergences.estimators import Draws, Estimate, equal_weights, expectation
+from vi_demo.divergences.generators import F_DIVERGENCES
+from vi_demo.reference import Reference, quadrature
+from vi_demo.reference import modes as modality
+from vi_demo.target import Target, batched
+
+KHAT_DRAWS = 10_000  # k-hat spreads by ±0.1 even then (Vehtari et al. 2024)
+MODE_DRAWS = 4_000
+COVERED = 0.1  # of a mode's mass that the guide must put in its basin
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Everything measured of one fit; energies and divergences in nats.
+
+    `points` (S, d) are draws of the guide on R^d with `log_p` (unnormalised) and `log_q`.
+    `sites` holds for each site the error of its mean in reference sds, absolute, and the ratio
+    of its sd to the reference's.
+    """
+
+    points: np.ndarray
+    log_p: np.ndarray | None
+    log_q: np.ndarray
+    elbo: Estimate | None = None
+    eubo: Estimate | None = None
+    importance_log_evidence: Estimate | None = None
+    divergences: dict[str, Estimate | None] = field(default_factory=dict)
+    khat: float | None = None
+    khat_threshold: float = 0.7
+    ess: float | None = None
+    ess_share: float | None = None
+    modes_covered: int | None = None
+    mass_covered: float | None = None
+    missed: tuple[float, ...] = ()
+    sites: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+def measure(target: Target, guide, reference: Reference, key: jax.Array, draws: int) -> Figures:
+    """Measure a guide against a reference; `draws` is how many draws will be kept of it."""
+    reasons: dict[str, str] = {}
+    points = np.asarray(guide.sample(key, (max(draws, KHAT_DRAWS),)))
+    log_prob = batched(guide.log_prob)
+    log_q = np.asarray(log_prob(points))
+    known = {"points": points, "log_q": log_q, "log_p": None}
+    if target.log_density is None:
+        for name in ("elbo", "eubo", "divergences", "khat", "ess", "modes_covered"):
+            reasons[name] = "the target is only draws, so its density is unknown"
+    else:
+        log_p = np.asarray(target.log_densities(points))
+        known |= {"log_p": log_p} | importance(log_p - log_q, draws, reasons)
+        known |= energies(target, guide, log_prob, points, log_p, log_q, reference, reasons)
+        known |= coverage(target, points, reference, reasons)
+    known["sites"] = site_errors(target, points, reference, reasons)
+    return Figures(**known, reasons=reasons)
+
+
+def importance(log_weights: np.ndarray, draws: int, reasons: dict) -> dict:
+    """What the weights p/q say from the guide's side: k-hat, ESS, an estimate of the evidence."""
+    size = len(log_weights)
+    khat, reason = pareto_khat(log_weights)
+    if reason:
+        reasons["khat"] = reason
+    known = {"khat": khat, "khat_threshold": min(1 - 1 / np.log10(size), 0.7)}
+    if not np.isfinite(log_weights).any():
+        reasons["ess"] = "the target's density is zero at every draw of the guide"
+        return known
+    share = estimators.effective_sample_size(log_weights) / size
+    top = log_weights.max()
+    value = top + np.log(np.mean(np.exp(log_weights - top)))
+    mcse = np.sqrt(max(1 / share - 1, 0.0) / size)
+    known["importance_log_evidence"] = Estimate(float(value), float(mcse))
+    kept = log_weights[:draws]
+    ess = estimators.effective_sample_size(kept) if np.isfinite(kept).any() else 0.0
+    return known | {"ess": ess, "ess_share": share}
+
+
+def pareto_khat(log_weights: np.ndarray) -> tuple[float | None, str | None]:
+    """Shape of the weights' upper tail, or None and why there is none to fit."""
+    finite = log_weights[np.isfinite(log_weights)]
+    if len(finite) < 25:
+        return None, f"only {len(finite)} draws of the guide lie where the target has density"
+    if np.ptp(finite) < 1e-6:
+        return None, "the importance weights are constant: the guide is exact where it looks"
+    khat = float(array_stats.psislw(-log_weights)[1])
+    if not np.isfinite(khat):
+        return None, "the importance weights have no tail to fit"
+    return khat, None
+
+
+def energies(target, guide, log_prob, points, log_p, log_q, reference, reasons) -> dict:
+    """ELBO, EUBO and the divergences between them."""
+    if reference.draws is None or not reference.draws.exact:
+        from_q = equal_weights(points)
+    else:  # as exact as the reference: quadrature of the guide, too
+        start = points[:2000]
+        mean, sd = start.mean(0, keepdims=True), start.std(0)
+        from_q = quadrature.integrate(quadrature.padded(log_prob), mean, 3 * sd).nodes
+        log_p = quadrature.padded(target.log_densities)(from_q.points)
+        log_q = quadrature.padded(log_prob)(from_q.points)
+    known: dict = {"divergences": {f.__name__: None for f in F_DIVERGENCES}}
+    elbo = expectation(log_p - log_q, from_q)
+    if np.isfinite(elbo.value):
+        known["elbo"] = elbo
+    else:
+        reasons["elbo"] = "infinite: the guide has mass where the target's density is zero"
+    if reference.draws is None:
+        reasons["eubo"] = reasons["divergences"] = "there is no reference"
+        return known
+    log_q_at_p = quadrature.padded(log_prob)(reference.draws.points)
+    eubo = expectation(reference.log_p - log_q_at_p, reference.draws)
+    if np.isfinite(eubo.value):
+        known["eubo"] = eubo
+    else:
+        reasons["eubo"] = "infinite: the target has mass where the guide's density is zero"
+    if reference.log_evidence is None:
+        reasons["divergences"] = f"the reference, by {reference.method}, gives no log evidence"
+        return known
+    log_z, error = reference.log_evidence
+    for f in F_DIVERGENCES:
+        value = estimators.divergence(
+            jax.jit(f),
+            reference.log_p - log_z - log_q_at_p,
+            reference.draws,
+            log_p - log_z - log_q,
+            from_q,
+            error,
+        )
+        if np.isfinite(value.value):
+            known["divergences"][f.__name__] = value
+        else:
+            reasons[f.__name__] = "infinite: one has mass where the other has none"
+    return known
+
+
+def coverage(target, points, reference, reasons) -> dict:
+    """Which of the reference's modes hold a fair share of the guide's draws."""
+    if reference.modes is None:
+        reasons["modes_covered"] = "there is no reference"
+        return {}
+    where = modality.basins(target, reference.modes, points[:MODE_DRAWS])
+    masses = np.array([m.value for m in reference.modes.masses])
+    shares = np.array([(where == k).mean() for k in range(len(masses))])
+    covered = shares >= COVERED * masses
+    return {
+        "modes_covered": int(covered.sum()),
+        "mass_covered": float(masses[covered].sum()),
+        "missed": tuple(float(m) for m in masses[~covered]),
+    }
+
+
+def site_errors(target, points, reference, reasons) -> dict:
+    """Per site, on the model's own scale: |mean − mean| / sd and sd / sd of the reference."""
+    if reference.draws is None:
+        reasons["sites"] = "there is no reference"
+        return {}
+    theirs = target.constrain_all(reference.draws.points)
+    ours = target.constrain_all(points)
+    sites = {}
+    for name in target.sites:
+        mean, sd = mean_and_sd(np.asarray(theirs[name]), reference.draws)
+        our_mean, our_sd = mean_and_sd(np.asarray(ours[name]), equal_weights(points))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            error, ratio = np.abs(our_mean - mean) / sd, our_sd / sd
+        sites[name] = {"mean_error_in_sd": error, "sd_ratio": ratio}
+    return sites
+
+
+def mean_and_sd(values: np.ndarray, draws: Draws) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted mean and sd over the leading axis."""
+    mean = np.tensordot(draws.weights, values, 1)
+    return mean, np.sqrt(np.tensordot(draws.weights, (values - mean) ** 2, 1))

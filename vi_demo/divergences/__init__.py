@@ -1,0 +1,1 @@
+"""f-divergences between a target p and a guide q, from one function each."""

@@ -1,0 +1,182 @@
+"""Forward KL: the guide of greatest likelihood on importance-weighted draws of the target.
+
+KL(p‖q) is least where Σ wᵢ log q(xᵢ) is greatest over weighted draws of p; for Gaussians that
+is matching weighted moments, in closed form. The first draws come from tempered SMC, which
+starts wide and knows nothing of the guide. From then on the fitted guide is the proposal: its
+draws, weighted by p/q and Pareto-smoothed, give better moments, the next guide, and so on
+(Cappé et al. 2008, doi:10.1007/s11222-008-9059-x). Where the weights' k-hat says that the
+guide cannot carry such draws, more SMC populations take its place.
+
+The stopping rule. It has settled when the effective draws are enough for an error of
+KL(q*‖q) ≈ parameters / (2·ESS) ≤ `TOLERANCE` nats and of `MEAN_ERROR` posterior sds in each
+mean, and the last round improved the likelihood by no more than that noise explains.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from arviz_stats.base import array_stats
+from jax import Array
+
+from vi_demo.divergences.estimators import effective_sample_size
+from vi_demo.errors import InputError
+from vi_demo.fitting.runner import Assessment, Fit, Fitter, Report, run, silent
+from vi_demo.guides import Family, number_of_parameters
+from vi_demo.reference import smc
+from vi_demo.target import Target
+
+PARTICLES = 1024
+RUNS = 4
+DRAWS = 16_384, 262_144  # of the guide in a round, at least and at most
+MAX_ROUNDS = 12
+TOLERANCE = 0.01  # nats
+MEAN_ERROR = 0.007  # posterior sds
+MEAN_ERROR_TOLERATED = 0.02  # where better is dear: by SMC, or after the last round
+KHAT = 0.7
+NEARLY_CONSTANT = 0.95  # ESS / draws above which k-hat says nothing
+
+
+class Batch(NamedTuple):
+    """Weighted draws of the target from one round, worth `ess` independent ones."""
+
+    points: np.ndarray
+    weights: np.ndarray
+    ess: float
+
+
+class State(NamedTuple):
+    """What the next round needs: where draws come from, those in hand, and the guide so far."""
+
+    key: Array
+    source: str  # smc | guide
+    batches: tuple[Batch, ...]
+    params: dict | None
+    rounds: int
+    khat: float
+    gain: float
+    yield_: float  # effective draws a draw of the guide
+    evaluations: dict[str, int]
+
+    @property
+    def ess(self) -> float:
+        """Effective draws in hand."""
+        return sum(batch.ess for batch in self.batches)
+
+
+def fit(target: Target, family: Family, key: Array, report: Report = silent) -> Fit:
+    """Fit a family to a target by maximising E_p[log q] over weighted draws of p."""
+    if family.fit is None:
+        raise InputError(f"guide {family.name} has no maximum-likelihood fit for forward_kl yet.")
+    return run(fitter(target, family, report), key, "forward_kl", family, report)
+
+
+def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
+    """Rounds of weighted draws, each followed by a weighted maximum-likelihood fit."""
+
+    def init(key):
+        nothing = {"log_density": 0, "gradient": 0}
+        return State(key, "smc", (), None, 0, np.nan, np.inf, 1.0, nothing)
+
+    def advance(state):
+        key, draw_key = jax.random.split(state.key)
+        state = state._replace(key=key, rounds=state.rounds + 1)
+        if target.draws is not None:
+            draws = np.asarray(target.draws)
+            new = Batch(draws, np.full(len(draws), 1 / len(draws)), float(len(draws)))
+            state = state._replace(batches=(new,))
+        elif state.source == "smc":
+            state = from_smc(state, draw_key)
+        else:
+            state = from_guide(state, draw_key)
+        state = refit(state)
+        return state, record(state)
+
+    def from_smc(state, key):
+        share = state.rounds / MAX_ROUNDS
+        tempered = smc.temper(
+            *(target, key, PARTICLES, RUNS),
+            report=lambda part, text: report("forward_kl", share + part / MAX_ROUNDS, text),
+        )
+        draws = smc.pooled(tempered)
+        new = Batch(draws.points, draws.weights, smc.effective_draws(draws))
+        return add(state, new, tempered.evaluations)
+
+    def from_guide(state, key):
+        q = family.distribution(state.params)
+        points = q.sample(key, (number_of_draws(state),))
+        log_weights = np.asarray(target.log_densities(points) - q.log_prob(points))
+        spent = {"log_density": len(points), "gradient": 0}
+        ess = effective_sample_size(log_weights)
+        if ess < NEARLY_CONSTANT * len(points):
+            smoothed, khat = array_stats.psislw(-log_weights)
+            log_weights, khat = np.asarray(smoothed), float(khat)
+        else:
+            khat = -np.inf  # a nearly constant weight has no tail
+        if not khat < KHAT:
+            return add(state._replace(source="smc", khat=khat), None, spent)
+        weights = np.exp(log_weights - log_weights.max())
+        new = Batch(
+            np.asarray(points), weights / weights.sum(), effective_sample_size(log_weights)
+        )
+        if state.rounds == 2:  # better than the particles that led here
+            state = state._replace(batches=())
+        return add(state._replace(khat=khat, yield_=new.ess / len(points)), new, spent)
+
+    def number_of_draws(state):
+        missing = (1 / MEAN_ERROR**2 - state.ess) / state.yield_
+        least, most = DRAWS
+        return int(np.clip(2 ** np.ceil(np.log2(max(missing, 1))), least, most))
+
+    def add(state, batch, spent):
+        total = {k: state.evaluations[k] + spent[k] for k in spent}
+        batches = (*state.batches, batch) if batch is not None else state.batches
+        return state._replace(batches=batches, evaluations=total)
+
+    def refit(state):
+        points = np.concatenate([b.points for b in state.batches])
+        weights = np.concatenate([b.weights * b.ess / state.ess for b in state.batches])
+        params = family.fit(jnp.asarray(points), jnp.asarray(weights))
+        gain = np.inf
+        if state.params is not None:
+            new, old = family.distribution(params), family.distribution(state.params)
+            gain = float(weights @ (new.log_prob(points) - old.log_prob(points)))
+        source = state.source
+        if state.rounds == 1:
+            source = "guide"
+        return state._replace(params=params, gain=gain, source=source)
+
+    def noise(state):
+        return number_of_parameters(state.params) / (2 * state.ess)
+
+    def record(state):
+        row = {"ess": state.ess, "khat": state.khat, **state.params}
+        return {k: np.asarray(v)[None] for k, v in row.items()}
+
+    def assess(state):
+        text = f"round {state.rounds}, {state.ess:,.0f} effective draws"
+        if not all(jnp.isfinite(p).all() for p in state.params.values()):
+            return Assessment("failed", 1.0, text)
+        if target.draws is not None:
+            return Assessment("converged", 1.0, text)
+        last = state.rounds >= MAX_ROUNDS
+        error = MEAN_ERROR_TOLERATED if last or state.source == "smc" else MEAN_ERROR
+        enough = noise(state) <= TOLERANCE and state.ess >= 1 / error**2
+        if enough and state.gain < 3 * noise(state):
+            return Assessment("converged", 1.0, text)
+        if last:
+            return Assessment("stopped", 1.0, text)
+        return Assessment(None, state.rounds / MAX_ROUNDS, text)
+
+    def finish(state):
+        return {
+            "params": state.params,
+            "steps": state.rounds,
+            "evaluations": state.evaluations,
+            "measured": {"ess": state.ess, "khat": state.khat, "error": noise(state)},
+        }
+
+    return Fitter("moment_matching", init, advance, assess, finish)

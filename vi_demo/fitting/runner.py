@@ -1,0 +1,129 @@
+"""One loop that drives every fitter.
+
+A fitter is a named tuple of functions on a state: compiled chunks of steps go in a row, and
+between two chunks the loop reports progress, keeps what there is to look at, and asks whether
+to stop. What the next step needs is the state; what one only looks at is the info.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from vi_demo.guides import Family
+
+Report = Callable[[str, float, str], None]  # phase, share done, what to say
+
+
+def silent(phase: str, share: float, text: str) -> None:
+    """The report of a run that nobody watches."""
+
+
+class Fitter(NamedTuple):
+    """A way to fit a guide, as functions on a state of its own.
+
+    `init(key)` gives the first state; `advance(state)` one chunk of steps, (state, info), info
+    being a dictionary of arrays; `assess(state)` says how far it is; `finish(state)` gives
+    the fields of `Fit` that only the fitter knows.
+    """
+
+    name: str
+    init: Callable[[jax.Array], Any]
+    advance: Callable[[Any], tuple[Any, dict]]
+    assess: Callable[[Any], Assessment]
+    finish: Callable[[Any], dict]
+
+
+class Assessment(NamedTuple):
+    """Between two chunks: the status, or None to go on; the share done; a word for the bar."""
+
+    status: str | None
+    share: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted guide and the record of how it was fitted.
+
+    `params` are the best restart's, `restarts` everyone's: arrays with a leading axis of
+    restarts, `elbo` among them where the fitter has several. `history` holds one row a recorded
+    step. `evaluations` counts log densities and gradients of the target, every particle of
+    every restart included. `notes` are sentences about what went wrong on the way.
+    """
+
+    divergence: str
+    fitter: str
+    family: Family
+    params: dict
+    status: str
+    steps: int
+    evaluations: dict[str, int]
+    seconds: dict[str, float]
+    history: dict[str, np.ndarray] = field(default_factory=dict)
+    restarts: dict[str, np.ndarray] = field(default_factory=dict)
+    best: int = 0
+    measured: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def guide(self):
+        """The fitted distribution on R^d."""
+        return self.family.distribution(self.params)
+
+
+def run(
+    fitter: Fitter, key: jax.Array, divergence: str, family: Family, report: Report = silent
+) -> Fit:
+    """Run a fitter until it says that it has converged, is out of steps, or has failed."""
+    infos = []
+    with clock() as seconds:
+        state = fitter.init(key)
+        while True:
+            state, info = fitter.advance(state)
+            infos.append(jax.device_get(info))
+            assessment = fitter.assess(state)
+            report(divergence, assessment.share, assessment.text)
+            if assessment.status is not None:
+                break
+        fields = fitter.finish(state)
+    history = {k: np.concatenate([i[k] for i in infos]) for k in infos[0]}
+    return Fit(
+        divergence=divergence,
+        fitter=fitter.name,
+        family=family,
+        status=assessment.status,
+        seconds=seconds,
+        history=history,
+        **fields,
+    )
+
+
+@contextmanager
+def clock() -> Iterator[dict[str, float]]:
+    """Wall seconds of a block, split into tracing and compiling, and the rest."""
+    seconds = {"compile": 0.0, "run": 0.0}
+    spans = []  # of tracing and compiling; one may lie within another
+
+    def add(event: str, duration: float, **_):
+        if event.startswith("/jax/core/compile/"):
+            now = time.perf_counter()
+            spans.append((now - duration, now))
+
+    start = time.perf_counter()
+    jax.monitoring.register_event_duration_secs_listener(add)
+    try:
+        yield seconds
+    finally:
+        jax.monitoring.unregister_event_duration_listener(add)
+        counted = start
+        for begin, end in sorted(spans):
+            seconds["compile"] += max(end - max(begin, counted), 0.0)
+            counted = max(counted, end)
+        seconds["run"] = time.perf_counter() - start - seconds["compile"]

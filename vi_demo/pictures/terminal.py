@@ -1,0 +1,192 @@
+"""A run on the terminal: progress while it goes, one table and the verdicts when it is done."""
+
+from __future__ import annotations
+
+import contextlib
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+NAMES = {
+    "reverse_kl": "reverse KL",
+    "forward_kl": "forward KL",
+    "jensen_shannon": "Jensen–Shannon",
+    "total_variation": "total variation",
+}
+DIVERGENCES = {
+    "reverse_kl": "KL(q‖p), reverse",
+    "forward_kl": "KL(p‖q), forward",
+    "jensen_shannon": "Jensen–Shannon",
+    "total_variation": "total variation",
+}
+COLOURS = {"reliable": "green", "correctable": "yellow", "unreliable": "red"}
+WIDTH = 80
+
+
+def name_of(fit: str) -> str:
+    """A fit's name as people write it."""
+    return NAMES.get(fit, fit.replace("_", " "))
+
+
+@contextlib.contextmanager
+def progress(quiet: bool) -> Iterator[Callable[[str, float, str], None]]:
+    """A bar for each phase on standard error, or a line each where that is not a terminal."""
+    console = Console(stderr=True, width=None)
+    if quiet:
+        yield lambda phase, share, text: None
+    elif not console.is_terminal:
+        yield lines(console)
+    else:
+        columns = (
+            SpinnerColumn(finished_text="·"),
+            TextColumn("{task.description:<11}"),
+            BarColumn(bar_width=20),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[text]}"),
+        )
+        with Progress(*columns, console=console, transient=True) as bars:
+            tasks: dict[str, int] = {}
+
+            def report(phase: str, share: float, text: str) -> None:
+                if phase not in tasks:
+                    for task in tasks.values():
+                        bars.update(task, completed=1.0)
+                    tasks[phase] = bars.add_task(name_of(phase), total=1.0, text=text)
+                bars.update(tasks[phase], completed=share, text=text)
+
+            yield report
+
+
+def lines(console: Console) -> Callable[[str, float, str], None]:
+    """A line when a phase begins, for logs."""
+    seen: set[str] = set()
+
+    def report(phase: str, share: float, text: str) -> None:
+        if phase not in seen:
+            seen.add(phase)
+            console.print(f"{name_of(phase)}: {text}", highlight=False)
+
+    return report
+
+
+def show(summary: dict, folder: Path) -> None:
+    """The table of a run, each fit's verdict in words, and where its files are."""
+    console = Console(highlight=False)
+    console = Console(highlight=False, width=min(console.width, WIDTH))
+    console.print()
+    console.print(heading(summary))
+    console.print(table(summary))
+    for name, fit in summary["fits"].items():
+        for line in verdict_lines(name, fit):
+            console.print(line)
+    console.print(f"\nSaved in {folder}/", markup=False)
+
+
+def heading(summary: dict) -> str:
+    """What was fitted, and what it was measured against."""
+    model, reference = summary["model"], summary["reference"]
+    sites = ", ".join(summary["model"]["sites"])
+    first = f"[bold]{escape(model['name'])}[/]: {model['dim']} dimensions ({escape(sites)})"
+    method = f"reference by {reference['method']}"
+    if reference["method"] == "none":
+        return f"{first}\nno reference: what lies beyond the guide's own draws goes unseen\n"
+    evidence = reference["log_evidence"]
+    if evidence["value"] is not None:
+        method += f", log evidence {number(evidence['value'])} ± {evidence['mcse']:.2g}"
+    masses = [f"{100 * m['mass']:.0f}%" for m in reference["modes"]]
+    if masses:
+        method += f", {len(masses)} mode{'s' if len(masses) > 1 else ''}"
+        method += f" ({', '.join(masses)})" if len(masses) > 1 else ""
+    doubts = "".join(f"\n[yellow]not to be trusted: {escape(r)}[/]" for r in reference["reasons"])
+    return f"{first}\n{method}{doubts}\n"
+
+
+def escape(text: str) -> str:
+    """Text in which Rich sees no markup."""
+    return text.replace("[", r"\[")
+
+
+def table(summary: dict) -> Table:
+    """One column a fit, one row a figure."""
+    fits = summary["fits"].values()
+    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    grid.add_column("nats, unless said otherwise", style="dim", no_wrap=True)
+    for name in summary["fits"]:
+        grid.add_column(name_of(name), justify="right", no_wrap=True)
+    grid.add_row("verdict", *(Text(f["verdict"], style=COLOURS[f["verdict"]]) for f in fits))
+    modes = len(summary["reference"]["modes"])
+    rows = {
+        "ELBO": lambda f: with_error(f["elbo"]),
+        "EUBO": lambda f: with_error(f["eubo"]),
+        **{
+            label: lambda f, name=name: with_error(f["divergences"].get(name))
+            for name, label in DIVERGENCES.items()
+        },
+        "k-hat (below 0.7 is fine)": lambda f: number(f["khat"], 2),
+        f"effective draws of {summary['settings']['draws']:,}": lambda f: number(f["ess"], 0),
+        "modes covered": lambda f: f"{f['modes_covered']} of {modes}" if modes else "–",
+        "mass covered": lambda f: "–" if f["mass_covered"] is None else f"{f['mass_covered']:.0%}",
+        "worst mean, posterior sds off": lambda f: worst(f, "mean_error_in_sd", np.argmax),
+        "narrowest, ratio of sds": lambda f: worst(f, "sd_ratio", np.argmin),
+        "widest, ratio of sds": lambda f: worst(f, "sd_ratio", np.argmax),
+        "fit": lambda f: f"{f['status']}, {f['steps']:,} steps",
+        "seconds, compiling + running": lambda f: (
+            f"{f['seconds']['compile']:.1f} + {f['seconds']['run']:.1f}"
+        ),
+    }
+    for label, cell in rows.items():
+        grid.add_row(label, *(cell(f) for f in fits))
+    return grid
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for people: fixed digits, a true minus, a dash where there is none."""
+    if value is None:
+        return "–"
+    text = f"{value:,.{digits}f}" if abs(value) < 1e6 else f"{value:.2e}"
+    return text.replace("-", "−") if float(text.replace(",", "")) else text.replace("-", "")
+
+
+def with_error(estimate: dict | None) -> str:
+    """A value with as many digits as its error leaves, and the error where it is not tiny."""
+    if not estimate or estimate["value"] is None:
+        return "–"
+    error = estimate["mcse"]
+    if error < 5e-4:
+        return number(estimate["value"], 3)
+    digits = int(np.clip(1 - np.floor(np.log10(error)), 0, 3))
+    return f"{number(estimate['value'], digits)} ± {error:.{digits}f}"
+
+
+def worst(fit: dict, figure: str, which: Callable) -> str:
+    """The most extreme entry of a figure over all sites, with the site's name."""
+    entries = [
+        (value, f"{name}[{', '.join(map(str, index))}]" if index else name)
+        for name, site in fit["sites"].items()
+        for index, value in np.ndenumerate(np.asarray(site[figure], dtype=float))
+        if np.isfinite(value)
+    ]
+    if not entries:
+        return "–"
+    value, label = entries[int(which([v for v, _ in entries]))]
+    return f"{label} {number(value, 2)}"
+
+
+def verdict_lines(name: str, fit: dict) -> Iterator[Text]:
+    """The verdict, its reasons, what went wrong on the way, and the next thing to do."""
+    yield Text.assemble(
+        f"\n{name_of(name)} is ", (fit["verdict"], f"bold {COLOURS[fit['verdict']]}")
+    )
+    for reason in (*fit["reasons"], *fit["notes"]):
+        yield Text(
+            textwrap.fill(reason, WIDTH - 2, initial_indent="  – ", subsequent_indent="    ")
+        )
+    yield Text(
+        textwrap.fill(fit["advice"], WIDTH - 2, initial_indent="  → ", subsequent_indent="    ")
+    )

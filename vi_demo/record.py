@@ -1,0 +1,225 @@
+"""A run as an ArviZ DataTree and as `summary.json`: one sub-tree a fit, and all its figures.
+
+/                      attrs: schema, summary (the text of summary.json)
+/<fit>                 posterior, sample_stats (log_p, log_q, log_weights), log_likelihood,
+                       observed_data, as ArviZ's functions take them
+/<fit>/guide           the parameters of the fitted guide; its mean and covariance on R^d
+/<fit>/history         the way there: one row a recorded step
+/<fit>/restarts        every start's result
+/reference             posterior draws, sample_stats; modes
+/landscape             log p on a grid, for targets of one or two dimensions
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+
+import arviz_base as azb
+import numpy as np
+import xarray as xr
+
+from vi_demo.diagnostics import Figures
+from vi_demo.divergences.estimators import Estimate
+from vi_demo.fitting.runner import Fit
+from vi_demo.reference import Reference, coordinate_names, quadrature
+from vi_demo.target import Target
+from vi_demo.verdict import Verdict
+
+SCHEMA = 1
+MOST_LIKELIHOOD_TERMS = 20_000_000  # draws × rows kept; more would fill the disk
+MOST_COVARIANCE = 200  # dimensions up to which a guide's covariance is kept
+PATH_POINTS = 400
+GRID = 121
+
+
+def draws_groups(target: Target, points: np.ndarray) -> dict[str, dict]:
+    """Posterior, log likelihood and observed data of draws (S, d), as one chain."""
+    as_chain = lambda tree: {k: np.asarray(v)[None] for k, v in tree.items()}  # noqa: E731
+    groups = {"posterior": as_chain(target.constrain_all(points))}
+    rows = sum(np.size(v) for v in target.observed.values())
+    if rows and len(points) * rows <= MOST_LIKELIHOOD_TERMS:
+        terms = target.log_likelihoods(points)
+        groups["log_likelihood"] = as_chain({k: np.asarray(v, "f4") for k, v in terms.items()})
+    return groups
+
+
+def with_labels(target: Target, groups: dict[str, dict]) -> xr.DataTree:
+    """ArviZ's tree of these groups, with the model's coordinates and dimensions."""
+    tree = azb.from_dict(groups, coords=target.coords, dims=target.dims)
+    if target.observed:
+        observed = azb.from_dict(
+            {"observed_data": target.observed}, coords=target.coords, dims=target.dims
+        )
+        tree["observed_data"] = observed["observed_data"]
+    return tree
+
+
+def fit_tree(target: Target, fit: Fit, figures: Figures, draws: int) -> xr.DataTree:
+    """The sub-tree of one fit."""
+    points = figures.points[:draws]
+    groups = draws_groups(target, points)
+    stats = {"log_q": figures.log_q[:draws]}
+    if figures.log_p is not None:
+        stats |= {"log_p": figures.log_p[:draws]}
+        stats["log_weights"] = stats["log_p"] - stats["log_q"]
+    groups["sample_stats"] = {k: v[None] for k, v in stats.items()}
+    tree = with_labels(target, groups)
+    guide = {k: unnamed(k, v) for k, v in fit.params.items()}
+    if target.dim <= MOST_COVARIANCE:
+        q = fit.guide
+        covariance = getattr(q, "covariance_matrix", None)
+        covariance = np.diag(np.asarray(q.variance)) if covariance is None else covariance
+        guide["mean"] = ("coordinate", np.asarray(q.mean))
+        guide["covariance"] = (("coordinate", "coordinate_2"), np.asarray(covariance))
+    names = {"coordinate": coordinate_names(target)}
+    tree["guide"] = xr.DataTree(xr.Dataset(guide, coords=names, attrs={"family": fit.family.name}))
+    tree["history"] = xr.DataTree(history(fit))
+    if fit.restarts:
+        rows = {k: (("restart", *unnamed(k, v[0])[0]), v) for k, v in fit.restarts.items()}
+        tree["restarts"] = xr.DataTree(xr.Dataset(rows, attrs={"best": fit.best}))
+    tree.attrs |= {"divergence": fit.divergence, "fitter": fit.fitter, "status": fit.status}
+    return tree
+
+
+def unnamed(name: str, values) -> tuple[list[str], np.ndarray]:
+    """An array with dimensions of its own name, for xarray."""
+    values = np.asarray(values)
+    return [f"{name}_dim_{i}" for i in range(values.ndim)], values
+
+
+def history(fit: Fit) -> xr.Dataset:
+    """The path of a fit: scalars of every restart, parameters of the best alone, thinned."""
+    rows = {}
+    for name, values in fit.history.items():
+        thin = values[:: max(1, -(-len(values) // PATH_POINTS))]
+        if fit.restarts and name in fit.params:
+            thin = thin[:, fit.best]
+        elif fit.restarts:
+            rows[name] = (("step", "restart"), thin)
+            continue
+        rows[name] = (("step", *unnamed(name, thin[0])[0]), thin)
+    return xr.Dataset(rows)
+
+
+def reference_tree(target: Target, reference: Reference, points: np.ndarray) -> xr.DataTree:
+    """The sub-tree of the reference, of draws (S, d) of equal weight."""
+    groups = draws_groups(target, points)
+    if target.log_density is not None:
+        groups["sample_stats"] = {"log_p": np.asarray(target.log_densities(points))[None]}
+    tree = with_labels(target, groups)
+    if reference.modes is not None:
+        modes = reference.modes
+        tree["modes"] = xr.DataTree(
+            xr.Dataset(
+                {
+                    "location": (("mode", "coordinate"), modes.locations),
+                    "log_density": ("mode", modes.log_density),
+                    "mass": ("mode", [m.value for m in modes.masses]),
+                    "mass_mcse": ("mode", [m.mcse for m in modes.masses]),
+                },
+                coords={"coordinate": coordinate_names(target)},
+            )
+        )
+    tree.attrs |= {"method": reference.method, "trusted": int(reference.trusted)}
+    return tree
+
+
+def landscape(target: Target, points: np.ndarray) -> xr.Dataset:
+    """Log p on a grid over where the points (n, d) lie, d being 1 or 2."""
+    low, high = np.quantile(points, [0.001, 0.999], axis=0)
+    margin = 0.25 * (high - low)
+    axes = np.linspace(low - margin, high + margin, GRID, axis=1)
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
+    values = quadrature.padded(target.log_densities)(grid.reshape(-1, target.dim))
+    names = [f"axis_{i}" for i in range(target.dim)]
+    return xr.Dataset(
+        {"log_p": (names, values.reshape(grid.shape[:-1]))},
+        coords=dict(zip(names, axes, strict=True)),
+        attrs={"coordinates": coordinate_names(target)},
+    )
+
+
+def fit_summary(fit: Fit, figures: Figures, verdict: Verdict) -> dict:
+    """The entry of one fit in `summary.json`."""
+    reasons = figures.reasons
+    entry = {
+        "fitter": fit.fitter,
+        "status": fit.status,
+        "steps": fit.steps,
+        "evaluations": fit.evaluations,
+        "seconds": fit.seconds,
+        "notes": list(fit.notes),
+        "measured": fit.measured,
+        "elbo": estimate(figures.elbo, reasons, "elbo"),
+        "eubo": estimate(figures.eubo, reasons, "eubo"),
+        "importance_log_evidence": estimate(figures.importance_log_evidence, reasons, "ess"),
+        "divergences": {
+            name: estimate(value, reasons, name, "divergences")
+            for name, value in figures.divergences.items()
+        },
+        "khat": figures.khat,
+        "khat_threshold": figures.khat_threshold,
+        "ess": figures.ess,
+        "modes_covered": figures.modes_covered,
+        "mass_covered": figures.mass_covered,
+        "sites": figures.sites,
+    }
+    for name in ("khat", "ess", "modes_covered", "divergences", "sites"):
+        if not entry[name] and name in reasons:
+            entry[f"{name}_reason"] = reasons[name]
+    return entry | verdict._asdict()
+
+
+def estimate(value: Estimate | None, reasons: Mapping, *names: str) -> dict:
+    """A value with its error, or null with the reason."""
+    if value is not None:
+        return value._asdict()
+    reason = next((reasons[n] for n in names if n in reasons), "not measured")
+    return {"value": None, "mcse": None, "reason": reason}
+
+
+def reference_summary(target: Target, reference: Reference) -> dict:
+    """The entry of the reference in `summary.json`."""
+    entry = {
+        "method": reference.method,
+        "trusted": reference.trusted,
+        "reasons": list(reference.reasons),
+        "log_evidence": estimate(
+            reference.log_evidence,
+            {"log_evidence": f"{reference.method} gives no log evidence"},
+            "log_evidence",
+        ),
+        "evaluations": reference.evaluations,
+        "modes": [],
+    }
+    if reference.modes is not None:
+        sites = target.constrain_all(reference.modes.locations)
+        entry["modes"] = [
+            {
+                "mass": mass.value,
+                "mcse": mass.mcse,
+                "location": {k: sites[k][i] for k in target.sites},
+            }
+            for i, mass in enumerate(reference.modes.masses)
+        ]
+    return entry
+
+
+def to_json(summary: dict) -> str:
+    """JSON text in which every number is finite: what is not becomes null."""
+    return json.dumps(plain(summary), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def plain(value):
+    """Arrays and NumPy numbers as lists and Python numbers; not finite ones as None."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if hasattr(value, "tolist"):
+        return plain(np.asarray(value).tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,253 @@
+"""What the posterior really is: draws, log evidence and modes, by ways that never see a guide."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from arviz_stats.base import array_stats
+
+from vi_demo.divergences.estimators import Draws, Estimate, equal_weights, resample
+from vi_demo.errors import InputError
+from vi_demo.reference import modes, nuts, quadrature, smc
+from vi_demo.target import Target
+
+RUNS = 4
+PARTICLES = 1024
+WANTED_ERROR = 0.05  # nats of log evidence: more particles are tried above it
+TOLERATED_ERROR = 0.15  # and no trust above this
+TOLERATED_SHIFT = 0.15  # sds by which NUTS and SMC may differ, beyond their noise
+TOLERATED_RATIO = 1.15  # and by which ratio of sds
+TOLERATED_DIVERGENT = 0.05  # share of NUTS transitions
+
+Report = Callable[[str, float, str], None]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Draws of the target with what is known of it, and whether to trust them.
+
+    `draws` live on R^d with `log_p` their log densities, unnormalised; `log_evidence` and
+    `modes` are None where the method gives none. `reasons` say why it is not trusted, and
+    `remarks` what else there is to know.
+    """
+
+    method: str
+    trusted: bool
+    reasons: tuple[str, ...] = ()
+    draws: Draws | None = None
+    log_p: np.ndarray | None = None
+    log_evidence: Estimate | None = None
+    modes: modes.Modes | None = None
+    evaluations: dict[str, int] = field(default_factory=dict)
+
+
+def build(target: Target, method: str, key: jax.Array, budget: float, report: Report) -> Reference:
+    """The reference of that name; `auto` is quadrature up to two dimensions and SMC above."""
+    known(method)
+    if target.log_density is None:
+        return of_draws(target)
+    if method == "auto":
+        method = "quadrature" if target.dim <= 2 else "smc"
+    if method == "quadrature" and target.dim > 2:
+        raise InputError(
+            f"{target.name}: quadrature works up to 2 dimensions and this target has "
+            f"{target.dim}; choose smc, nuts or auto."
+        )
+    return METHODS[method](target, key, budget, report)
+
+
+def known(method: str) -> None:
+    """Raise `InputError` for a name that is not one of a reference."""
+    if method not in METHODS:
+        raise InputError(f"no reference named '{method}'; choose from {', '.join(METHODS)}.")
+
+
+def of_draws(target: Target) -> Reference:
+    """The draws that are all there is of the target: right by definition, without evidence."""
+    return Reference("draws", True, draws=equal_weights(np.asarray(target.draws)))
+
+
+def none(target, key, budget, report) -> Reference:
+    """No reference: what it would have measured stays unknown."""
+    return Reference("none", False, ("no reference was asked for",))
+
+
+def by_quadrature(target, key, budget, report) -> Reference:
+    """Adaptive quadrature around the modes that climbing from dispersed points finds."""
+    start_key, wide_key = jax.random.split(key)
+    wide = jax.vmap(target.wide_start().draw)(jax.random.split(wide_key, 192))
+    points = np.concatenate([target.start_points(start_key, 64), wide])
+    points = points[np.isfinite(points).all(1) & np.isfinite(target.log_densities(points))]
+    factor = local_factor(target, points)
+    report("reference", 0.2, "looking for modes")
+    ends, heights = modes.climb(target, points, factor)
+    labels = modes.group(target, ends, heights, factor)
+    tops = [np.where(labels == k, heights, -np.inf).argmax() for k in range(labels.max() + 1)]
+    centres = np.array([modes.polish(target, ends[top], factor) for top in tops])
+    scale = np.maximum(np.ptp(centres, axis=0), 3 * np.sqrt(np.diag(factor @ factor.T)))
+    report("reference", 0.5, "integrating")
+    integral = quadrature.integrate(quadrature.padded(target.log_densities), centres, scale)
+    factor = local_factor(target, resample(integral.nodes, 1024, seed=0))
+    report("reference", 0.8, "weighing modes")
+    found = modes.find(target, integral.nodes, factor, seed=0)
+    reasons = []
+    if not integral.converged:
+        reasons.append(
+            f"the quadrature stopped at a relative error of {integral.log_total.mcse:.1g}"
+        )
+    return Reference(
+        method="quadrature",
+        trusted=not reasons,
+        reasons=tuple(reasons),
+        draws=integral.nodes,
+        log_p=integral.log_p,
+        log_evidence=integral.log_total,
+        modes=found,
+        evaluations={"log_density": integral.evaluations, "gradient": 0},
+    )
+
+
+def by_smc(target, key, budget, report) -> Reference:
+    """Tempered SMC, grown until its evidence is known well enough, then checked by NUTS."""
+    began, particles = time.perf_counter(), PARTICLES
+    smc_key, nuts_key = jax.random.split(key)
+    while True:
+        round_began = time.perf_counter()
+        tempered = smc.temper(
+            *(target, jax.random.fold_in(smc_key, particles), particles, RUNS),
+            report=lambda share, text: report("reference", 0.7 * share, text),
+        )
+        evidence = smc.pooled_evidence(tempered)
+        now = time.perf_counter()
+        if evidence.mcse <= WANTED_ERROR or now - began + 2 * (now - round_began) > budget:
+            break
+        particles *= 2
+    report("reference", 0.75, "chains of NUTS to check it by")
+    chains = nuts.sample(target, nuts_key)
+    report("reference", 0.9, "weighing modes")
+    draws = smc.pooled(tempered)
+    factor = local_factor(target, resample(draws, 1024, seed=0))
+    found = modes.find(
+        target, draws, factor, seed=0, others=chains.points[:, ::50].reshape(-1, target.dim)
+    )
+    reasons = []
+    if not tempered.finished:
+        reasons.append(f"SMC did not reach the target in {tempered.temperatures} temperatures")
+    if evidence.mcse > TOLERATED_ERROR:
+        reasons.append(f"its log evidence is uncertain by ±{evidence.mcse:.2g} nats")
+    reasons += disagreements(target, draws, chains, found)
+    return Reference(
+        method="smc",
+        trusted=not reasons,
+        reasons=tuple(reasons),
+        draws=draws,
+        log_p=np.asarray(target.log_densities(draws.points)),
+        log_evidence=evidence,
+        modes=found,
+        evaluations={
+            "log_density": tempered.evaluations["log_density"],
+            "gradient": tempered.evaluations["gradient"] + chains.gradients,
+        },
+    )
+
+
+def by_nuts(target, key, budget, report) -> Reference:
+    """NUTS alone: good draws of one mode, no evidence, and no word on the mass of others."""
+    report("reference", 0.1, "chains of NUTS")
+    chains = nuts.sample(target, key)
+    points = chains.points.reshape(-1, target.dim)
+    draws = equal_weights(points, np.repeat(np.arange(len(chains.points)), nuts.DRAWS))
+    factor = local_factor(target, points)
+    found = modes.find(target, draws, factor, seed=0)
+    reasons = [*divergences(chains)]
+    if len(found.masses) > 1:
+        reasons.append("NUTS chains sit in several modes, whose masses they cannot tell")
+    return Reference(
+        method="nuts",
+        trusted=not reasons,
+        reasons=tuple(reasons),
+        draws=draws,
+        log_p=np.asarray(target.log_densities(points)),
+        modes=found,
+        evaluations={"log_density": 0, "gradient": chains.gradients},
+    )
+
+
+METHODS = {
+    "auto": None,
+    "quadrature": by_quadrature,
+    "smc": by_smc,
+    "nuts": by_nuts,
+    "none": none,
+}
+
+
+def local_factor(target: Target, points: np.ndarray) -> np.ndarray:
+    """A square root of the local covariance at draws of a target."""
+    gradients = jax.jit(jax.vmap(jax.grad(target.log_density)))(jnp.asarray(points))
+    covariance = smc.local_covariance(jnp.asarray(points), gradients)
+    return np.asarray(jnp.linalg.cholesky(covariance))
+
+
+def disagreements(target, draws: Draws, chains: nuts.Chains, found: modes.Modes) -> list[str]:
+    """Where NUTS and SMC differ beyond their noise, in words, mode by mode."""
+    reasons = [*divergences(chains)]
+    names = coordinate_names(target)
+    in_chains = modes.basins(target, found, chains.points.reshape(-1, target.dim))
+    in_chains = in_chains.reshape(chains.points.shape[:2])
+    in_draws = modes.basins(target, found, draws.points)
+    home = [np.bincount(row).argmax() for row in in_chains]  # the mode that a chain stays in
+    for k in range(len(found.masses)):
+        stayed = np.array(
+            [points for points, at in zip(chains.points, home, strict=True) if at == k]
+        )
+        within = draws.points[in_draws == k]
+        if len(stayed) < 2 or len(within) < 100:
+            continue  # too little to compare
+        for i, name in enumerate(names):
+            reasons += differs(name, stayed[..., i], within[:, i])
+    strangers = sum(at >= len(found.masses) for at in home)
+    if strangers:
+        reasons.append(
+            f"{strangers} of {len(home)} NUTS chains stay where SMC saw next to nothing"
+        )
+    return reasons
+
+
+def differs(name: str, chains: np.ndarray, draws: np.ndarray) -> list[str]:
+    """Whether chains (chain, draw) and draws (n,) of one coordinate differ beyond their noise."""
+    effective = {m: float(array_stats.ess(chains, method=m)) for m in ("mean", "sd")}
+    independent = len(draws) / 4  # particles share ancestors
+    sd = draws.std()
+    shift = abs(chains.mean() - draws.mean()) / sd
+    shift_noise = 3 * np.sqrt(1 / effective["mean"] + 1 / independent)
+    ratio = chains.std() / sd
+    ratio_noise = 3 * np.sqrt(0.5 / effective["sd"] + 0.5 / independent)
+    if shift > TOLERATED_SHIFT + shift_noise:
+        return [f"SMC and NUTS differ by {shift:.1f} sd in the mean of {name}"]
+    if abs(np.log(ratio)) > np.log(TOLERATED_RATIO) + ratio_noise:
+        return [f"NUTS finds {name} {ratio:.2f} times as wide as SMC does"]
+    return []
+
+
+def divergences(chains: nuts.Chains) -> list[str]:
+    """Whether too many of NUTS's transitions diverged for it to be a check."""
+    share = chains.divergent / chains.points[..., 0].size
+    if share <= TOLERATED_DIVERGENT:
+        return []
+    return [f"{100 * share:.0f}% of NUTS transitions diverged: the density is too curved for it"]
+
+
+def coordinate_names(target: Target) -> list[str]:
+    """A name for each coordinate of R^d: `theta[3]` for the fourth entry of site theta."""
+    shapes = jax.eval_shape(target.unravel, jnp.zeros(target.dim))
+    return [
+        f"{k}[{', '.join(map(str, index))}]" if shape.shape else k
+        for k, shape in shapes.items()
+        for index in np.ndindex(shape.shape)
+    ]

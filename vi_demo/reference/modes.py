@@ -1,0 +1,180 @@
+"""Modes: basins of a target's density on the unconstrained scale, found, merged and weighed.
+
+Points climb the density a while by small preconditioned gradient steps, so that each leaves the
+valleys but stays in the basin it starts in. Two groups of ends are one mode where any straight
+line from one to the other crosses no valley: so bent ridges, plateaus and necks of funnels,
+which have no summit that climbing would reach, are one basin too.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from scipy.optimize import minimize
+from scipy.spatial import KDTree
+from scipy.spatial.distance import cdist
+
+from vi_demo.divergences.estimators import Draws, Estimate, expectation
+from vi_demo.target import BATCH, Target, finite_or_minus_inf
+
+SMALLEST_MASS = 0.005  # a basin with less of the posterior is not reported
+CLIMBERS = 1024
+STEPS = 40
+STRIDE = 0.5  # the longest step, in local sds
+VALLEY = 0.1  # nats by which a path must dip to separate two modes
+ALONG = 33  # points looked at on a path
+MOST = 64  # groups of ends
+PAIRS = 24  # nearest pairs of two groups that are tried
+
+
+class Modes(NamedTuple):
+    """Basins by falling mass: summits (K, d), their log densities (K,), and masses with errors.
+
+    `ends` (n, d) are ends of climbs and `labels` (n,) the basin of each: at least K, where a
+    basin holds too little mass to be reported. `factor` (d, d) is a square root of the local
+    covariance, in whose units points climb and distances are taken.
+    """
+
+    locations: np.ndarray
+    log_density: np.ndarray
+    masses: tuple[Estimate, ...]
+    ends: np.ndarray
+    labels: np.ndarray
+    factor: np.ndarray
+
+
+def find(target: Target, draws: Draws, factor: np.ndarray, seed: int, others=None) -> Modes:
+    """The modes that draws of the target lie in, and the mass of each.
+
+    `others` (m, d) are points to climb from besides, which may lie where no draw does: their
+    basins come last, without mass.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = draws.points[rng.choice(len(draws.points), CLIMBERS, p=draws.weights)]
+    if others is not None:
+        chosen = np.concatenate([chosen, others])
+    ends, heights = climb(target, chosen, factor)
+    labels = group(target, ends, heights, factor)
+    found = Modes(np.zeros((0, target.dim)), np.zeros(0), (), ends, labels, factor)
+    where = basins(target, found, draws.points)
+    masses = [expectation((where == k).astype(float), draws) for k in range(labels.max() + 1)]
+    order = np.argsort([-m.value for m in masses])
+    kept = [k for k in order if masses[k].value >= SMALLEST_MASS]
+    tops = [int(np.where(labels == k, heights, -np.inf).argmax()) for k in kept]
+    locations = np.array([polish(target, ends[top], factor) for top in tops])
+    return Modes(
+        locations=locations,
+        log_density=np.asarray(target.log_densities(jnp.asarray(locations))),
+        masses=tuple(masses[k] for k in kept),
+        ends=ends,
+        labels=np.argsort(order)[labels],
+        factor=factor,
+    )
+
+
+def basins(target: Target, modes: Modes, points: np.ndarray) -> np.ndarray:
+    """Which basin each point (n, d) lies in: that of the end nearest to where it climbs to."""
+    if modes.labels.max() == 0:
+        return np.zeros(len(points), dtype=int)
+    ends, _ = climb(target, points, modes.factor)
+    tree = KDTree(whiten(modes.ends, modes.factor))
+    return modes.labels[tree.query(whiten(ends, modes.factor))[1]]
+
+
+def whiten(points: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """Points (n, d) in units of the local covariance."""
+    return np.linalg.solve(factor, points.T).T
+
+
+def climb(target: Target, points: np.ndarray, factor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where points (n, d) end after climbing, and their log densities (n,)."""
+    if "climb" not in target.programs:
+        target.programs["climb"] = jax.jit(
+            lambda zs, factor: jax.lax.map(
+                lambda z: ascend(target, z, factor), zs, batch_size=BATCH
+            )
+        )
+    ends, heights = target.programs["climb"](jnp.asarray(points), jnp.asarray(factor))
+    return np.asarray(ends), np.asarray(heights)
+
+
+def ascend(target: Target, point: Array, factor: Array) -> tuple[Array, Array]:
+    """One point's climb: a step that does not rise is taken back and halved."""
+    value_and_grad = jax.value_and_grad(lambda z: finite_or_minus_inf(target.log_density(z)))
+
+    def step(_, carry):
+        z, height, slope, size = carry
+        whitened = factor.T @ slope
+        length = size * jnp.linalg.norm(whitened)
+        shorten = jnp.minimum(1.0, STRIDE / jnp.maximum(length, 1e-12))
+        new = z + shorten * size * factor @ whitened
+        new_height, new_slope = value_and_grad(new)
+        rises = (new_height >= height) & jnp.isfinite(new_slope).all()
+        pick = lambda a, b: jnp.where(rises, a, b)  # noqa: E731
+        grown = jnp.where(rises, 1.5 * shorten * size, 0.5 * shorten * size)
+        return pick(new, z), pick(new_height, height), pick(new_slope, slope), grown
+
+    height, slope = value_and_grad(point)
+    slope = jnp.where(jnp.isfinite(slope), slope, 0.0)
+    z, height, *_ = jax.lax.fori_loop(0, STEPS, step, (point, height, slope, jnp.ones(())))
+    return z, height
+
+
+def group(target: Target, ends, heights, factor) -> np.ndarray:
+    """A label for each end (n,), the same for all of one basin, from 0 up.
+
+    First each end goes to the highest one that it reaches without crossing a valley; then
+    groups are joined wherever one of the nearest pairs between them is.
+    """
+    labels = np.full(len(ends), -1)
+    count = 0
+    while (labels < 0).any() and count < MOST:
+        left = np.flatnonzero(labels < 0)
+        top = left[heights[left].argmax()]
+        labels[left[joined(target, ends[left], ends[top])]] = count
+        labels[top] = count
+        count += 1
+    whitened = whiten(ends, factor)
+    labels[labels < 0] = labels[KDTree(whitened[labels >= 0]).query(whitened[labels < 0])[1]]
+    for a in range(count):
+        for b in range(a + 1, count):
+            one, other = np.flatnonzero(labels == a), np.flatnonzero(labels == b)
+            if not len(one) or not len(other):
+                continue
+            distances = cdist(whitened[one], whitened[other])
+            pairs = np.argsort(distances, axis=None)[:PAIRS]
+            i, j = np.unravel_index(pairs, distances.shape)
+            if joined(target, ends[one[i]], ends[other[j]]).any():
+                labels[other] = a
+    return np.unique(labels, return_inverse=True)[1]
+
+
+def polish(target: Target, point: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """The summit near a point by BFGS, in local sds; the point where BFGS wanders off."""
+    if "slope" not in target.programs:
+        target.programs["slope"] = jax.jit(jax.value_and_grad(target.log_density))
+
+    def downhill(u):
+        value, slope = target.programs["slope"](jnp.asarray(point + factor @ u))
+        return -float(value), -factor.T @ np.asarray(slope)
+
+    with np.errstate(all="ignore"):
+        found = minimize(downhill, np.zeros(len(point)), jac=True, options={"maxiter": 50})
+    near = np.isfinite(found.fun) and np.linalg.norm(found.x) < 3.0
+    return point + factor @ found.x if near else point
+
+
+def joined(target: Target, ends: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Which ends (n, d) are joined to the others, (n, d) or (d,), with no valley between."""
+    along = np.linspace(0, 1, ALONG)[:, None, None]
+    path = ends + along * (others - ends)
+    n, dim = len(ends), path.shape[-1]
+    padded = np.zeros((ALONG, -(-n // 128) * 128, dim))  # few shapes, so that few are compiled
+    padded[:, :n] = path
+    heights = np.asarray(target.log_densities(jnp.asarray(padded.reshape(-1, dim))))
+    heights = heights.reshape(ALONG, -1)[:, :n]
+    return heights.min(0) >= np.minimum(heights[0], heights[-1]) - VALLEY

@@ -1,0 +1,247 @@
+"""Tempered sequential Monte Carlo: draws and log evidence without looking at any guide.
+
+Particles go from a wide start p₀ (the prior where it is proper) to the target along
+log p_β = (1 − β) log p₀ + β log p, each β as far on as the effective sample size allows, and
+are moved at each by BlackJAX's HMC, whose mass matrix is the particles' own covariance and
+whose step size follows their acceptance. Independent populations run side by side in one
+program: what differs between them is the Monte Carlo error. Del Moral, Doucet & Jasra (2006),
+doi:10.1111/j.1467-9868.2006.00553.x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import blackjax.mcmc.hmc as hmc
+import blackjax.smc.ess as ess
+import jax
+import jax.numpy as jnp
+import numpy as np
+from blackjax.smc.resampling import systematic
+from blackjax.smc.solver import dichotomy
+from jax import Array
+
+from vi_demo.divergences.estimators import Draws, Estimate, expectation
+from vi_demo.target import Start, Target, finite_or_minus_inf
+
+TARGET_ESS = 0.6  # share of the particles that a rise of β leaves effective
+MOVES = 4  # at each β
+SETTLING = 2  # rounds of moves more at β = 1
+MAX_LEAPFROGS = 16
+TRAJECTORY = 1.6  # in posterior sds, a quarter turn: as many leapfrog steps as that takes
+ACCEPTANCE = 0.8
+MAX_TEMPERATURES = 500
+
+
+class Population(NamedTuple):
+    """The particles of one run: points (n, d), log p₀ and log p at them, β, log evidence."""
+
+    points: Array
+    log_start: Array
+    log_target: Array
+    beta: Array
+    log_evidence: Array
+    evidence_variance: Array  # of its logarithm, were the particles independent at each β
+    log_step: Array
+    acceptance: Array
+    gradients: Array  # evaluated so far, per particle
+
+
+class Tempered(NamedTuple):
+    """What SMC leaves: points (runs, n, d), the log evidence of each run, and its cost.
+
+    `evidence_variance` (runs,) is what the weights at each β would make of that logarithm's
+    variance, if the moves between made the particles independent.
+    """
+
+    points: np.ndarray
+    log_evidence: np.ndarray
+    evidence_variance: np.ndarray
+    temperatures: int
+    acceptance: float
+    evaluations: dict[str, int]
+    finished: bool
+
+
+def temper(
+    target: Target,
+    key: Array,
+    particles: int,
+    runs: int,
+    report: Callable[[float, str], None] = lambda share, text: None,
+) -> Tempered:
+    """Bring `runs` independent populations of `particles` from the wide start to the target."""
+    begin, raise_temperature = programs(target)
+    init_key, key = jax.random.split(key)
+    populations = begin(jax.random.split(init_key, runs), jnp.zeros(particles))
+    temperatures = settled = 0
+    while settled < SETTLING and temperatures < MAX_TEMPERATURES:
+        settled += (done := bool((populations.beta >= 1).all()))
+        key, step_key = jax.random.split(key)
+        populations = raise_temperature(jax.random.split(step_key, runs), populations)
+        temperatures += 1
+        beta = float(populations.beta.min())
+        report(beta, f"{particles:,} particles at β = {beta:.3g}")
+    return Tempered(
+        points=np.asarray(populations.points),
+        log_evidence=np.asarray(populations.log_evidence),
+        evidence_variance=np.asarray(populations.evidence_variance),
+        temperatures=temperatures,
+        acceptance=float(populations.acceptance.mean()),
+        evaluations={
+            "log_density": 2 * particles * runs * (temperatures + 1),
+            "gradient": int(populations.gradients.sum()) * particles,
+        },
+        finished=done,
+    )
+
+
+def programs(target: Target) -> tuple[Callable, Callable]:
+    """The two compiled programs of a target: draw the first particles; raise β and move them."""
+    if "smc" not in target.programs:
+        start = target.wide_start()
+        target.programs["smc"] = (
+            jax.jit(jax.vmap(partial(begin, target, start), in_axes=(0, None))),
+            jax.jit(jax.vmap(partial(raise_temperature, target, start))),
+        )
+    return target.programs["smc"]
+
+
+def begin(target: Target, start: Start, key: Array, shape: Array) -> Population:
+    """A population drawn from the start; points that are not finite are drawn over by others."""
+    points = jax.vmap(start.draw)(jax.random.split(key, shape.size))
+    finite = jnp.isfinite(points).all(-1)
+    points = jnp.where(finite[:, None], points, points[jnp.argmax(finite)])
+    zero = jnp.zeros(())
+    log_start, log_target = log_densities(target, start, points)
+    log_step = jnp.log(0.5) - 0.25 * jnp.log(points.shape[1])
+    counted = jnp.zeros((), int)
+    return Population(points, log_start, log_target, *[zero] * 3, log_step, zero, counted)
+
+
+def log_densities(target: Target, start: Start, points: Array) -> tuple[Array, Array]:
+    """The log densities p₀ and p at each point, -inf where either is not a number."""
+
+    def both(z):
+        return finite_or_minus_inf(start.log_density(z)), finite_or_minus_inf(
+            target.log_density(z)
+        )
+
+    return jax.vmap(both)(points)
+
+
+def raise_temperature(target: Target, start: Start, key: Array, old: Population) -> Population:
+    """One step up: choose β, weigh, resample, move. At β = 1 only the moves are left."""
+    resample_key, move_key = jax.random.split(key)
+    n = old.log_target.size
+    ratio = jnp.where(jnp.isneginf(old.log_target), -jnp.inf, old.log_target - old.log_start)
+    rise = ess.ess_solver(lambda r: r, ratio, TARGET_ESS, 1.0 - old.beta, dichotomy)
+    rise = jnp.clip(jnp.nan_to_num(rise), 0.0, 1.0 - old.beta)
+    log_weights = jnp.where(rise > 0, rise * ratio, 0.0)
+    total = jax.nn.logsumexp(log_weights)
+    index = systematic(resample_key, jnp.exp(log_weights - total), n)
+    risen = old._replace(
+        points=old.points[index],
+        beta=old.beta + rise,
+        log_evidence=old.log_evidence + total - jnp.log(n),
+        evidence_variance=old.evidence_variance + jnp.exp(-ess.log_ess(log_weights)) - 1 / n,
+    )
+    return move(target, start, move_key, risen)
+
+
+def move(target: Target, start: Start, key: Array, old: Population) -> Population:
+    """HMC on every particle at the present β, step size and mass from the population."""
+    n = len(old.points)
+
+    def log_density(z):
+        tempered = (1 - old.beta) * start.log_density(z) + old.beta * target.log_density(z)
+        return finite_or_minus_inf(tempered)
+
+    kernel = hmc.build_kernel()
+    states = jax.vmap(lambda z: hmc.init(z, log_density))(old.points)
+    mass = local_covariance(old.points, states.logdensity_grad)
+
+    def one_move(carry, key):
+        states, log_step = carry
+        jitter_key, key = jax.random.split(key)
+        sizes = jnp.exp(log_step) * jax.random.uniform(jitter_key, (n,), minval=0.6, maxval=1.2)
+        leapfrogs = jnp.clip(jnp.round(TRAJECTORY / jnp.exp(log_step)), 1, MAX_LEAPFROGS)
+
+        def step(key, state, size):
+            return kernel(key, state, log_density, size, mass, leapfrogs.astype(int))
+
+        states, info = jax.vmap(step)(jax.random.split(key, n), states, sizes)
+        acceptance = jnp.nan_to_num(info.acceptance_rate).mean()
+        log_step = jnp.minimum(log_step + (acceptance - ACCEPTANCE), 0.5)
+        return (states, log_step), (acceptance, leapfrogs.astype(int))
+
+    keys = jax.random.split(key, MOVES)
+    (states, log_step), (acceptance, leapfrogs) = jax.lax.scan(
+        one_move, (states, old.log_step), keys
+    )
+    log_start, log_target = log_densities(target, start, states.position)
+    return old._replace(
+        points=states.position,
+        log_start=log_start,
+        log_target=log_target,
+        log_step=log_step,
+        acceptance=acceptance.mean(),
+        gradients=old.gradients + leapfrogs.sum() + 1,
+    )
+
+
+def local_covariance(points: Array, gradients: Array) -> Array:
+    """The particles' covariance (d, d) as an HMC move feels it, from points and gradients (n, d).
+
+    The geometric mean of cov(z) and E[∇∇ᵀ]⁻¹: both are Σ for a Gaussian, but between far modes
+    the first sees the distance and the second the width of each. Seyboldt et al. (2024), nutpie.
+    """
+    n = len(points)
+    finite = jnp.isfinite(gradients).all(-1, keepdims=True)
+    gradients = jnp.where(finite, gradients, 0.0)
+    covariance = shrunk(jnp.atleast_2d(jnp.cov(points, rowvar=False)), n)
+    fisher = shrunk(gradients.T @ gradients / n, n)
+    values, vectors = jnp.linalg.eigh(covariance)
+    root = vectors * jnp.sqrt(values) @ vectors.T
+    values, vectors = jnp.linalg.eigh(root @ fisher @ root)
+    return root @ (vectors / jnp.sqrt(values) @ vectors.T) @ root
+
+
+def shrunk(matrix: Array, n: int) -> Array:
+    """A covariance (d, d) estimated from n points, its correlations shrunk where n is small."""
+    kept = n / (n + 2 * len(matrix))
+    diagonal = jnp.diagonal(matrix)
+    floor = 1e-10 * diagonal.max() + jnp.finfo(matrix.dtype).tiny
+    return kept * matrix + jnp.diag((1 - kept) * diagonal + floor)
+
+
+def pooled(tempered: Tempered) -> Draws:
+    """All runs' particles as draws in one block a run, each run weighed by its evidence."""
+    runs, n, dim = tempered.points.shape
+    shares = np.exp(tempered.log_evidence - tempered.log_evidence.max())
+    weights = np.repeat(shares / shares.sum() / n, n)
+    return Draws(tempered.points.reshape(-1, dim), weights, np.repeat(np.arange(runs), n))
+
+
+def effective_draws(draws: Draws) -> float:
+    """How many independent draws these are worth: the least over coordinates of (sd / error)²."""
+    worth = []
+    for x in draws.points.T:
+        mean, mcse = expectation(x, draws)
+        worth.append(np.sum(draws.weights * (x - mean) ** 2) / mcse**2)
+    return float(min(worth))
+
+
+def pooled_evidence(tempered: Tempered) -> Estimate:
+    """Log of the runs' mean evidence; its error is their spread, but no less than theory says.
+
+    A handful of runs may agree by chance; the variance that the weights imply is a floor.
+    """
+    top = tempered.log_evidence.max()
+    relative = np.exp(tempered.log_evidence - top)
+    runs = len(relative)
+    spread = relative.std(ddof=1) / relative.mean()
+    floor = np.sqrt(tempered.evidence_variance.mean())
+    return Estimate(top + float(np.log(relative.mean())), float(max(spread, floor) / runs**0.5))

@@ -1,0 +1,58 @@
+"""A run in its folder: written whole or not at all, and read again without JAX."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import xarray as xr
+
+from vi_demo.errors import InputError
+
+POSTERIOR = "posterior.nc"
+SUMMARY = "summary.json"
+
+
+def summary(run: xr.DataTree) -> dict:
+    """All figures of a run, as `summary.json` holds them; divergences in nats."""
+    return json.loads(run.attrs["summary"])
+
+
+def save(
+    run: xr.DataTree, folder: str | Path, pictures: dict[str, Callable] | None = None
+) -> Path:
+    """Write a run's files into a folder, each replaced only once its successor is whole.
+
+    `pictures` are more files by name, each a function that writes to the path it is given.
+    """
+    folder = Path(folder)
+    writers = {
+        POSTERIOR: lambda path: run.to_netcdf(path, engine="h5netcdf"),
+        SUMMARY: lambda path: path.write_text(run.attrs["summary"] + "\n", encoding="utf-8"),
+        **(pictures or {}),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as fresh:
+            for name, write in writers.items():
+                write(Path(fresh) / name)
+            for name in writers:
+                os.replace(Path(fresh) / name, folder / name)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"{folder} is not a folder; name another with --out.") from error
+    except PermissionError as error:
+        raise InputError(f"{folder} cannot be written to; name another with --out.") from error
+    return folder
+
+
+def load(folder: str | Path) -> xr.DataTree:
+    """A saved run, all of it in memory."""
+    file = Path(folder)
+    file = file / POSTERIOR if file.is_dir() else file
+    if not file.is_file():
+        raise InputError(f"{folder} holds no {POSTERIOR}; make a run with vi-demo run.")
+    with xr.open_datatree(file, engine="h5netcdf") as tree:
+        return tree.load()

@@ -1,0 +1,156 @@
+"""What the figures of a fit mean, in words, with the next thing to do.
+
+A fit is reliable where it may be used as it is, correctable where it may be used with its
+importance weights, and unreliable otherwise. Every verdict needs a check from the guide's side
+(k-hat, ESS) and one from the target's (modes, means and widths against the reference): either
+alone passes fits that are wrong.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from vi_demo.diagnostics import Figures
+
+MISSED_MASS = 0.01
+MEAN_ERROR = 0.1  # reference sds
+SD_RATIO = 1.1
+TOTAL_VARIATION = 0.1
+LEAST_ESS = 100
+CONSTANT_WEIGHTS = 0.99  # ESS / draws above which k-hat is not to be believed
+
+
+class Verdict(NamedTuple):
+    """reliable, correctable or unreliable; why; and what to do next."""
+
+    verdict: str
+    reasons: tuple[str, ...]
+    advice: str
+
+
+def judge(
+    figures: Figures, status: str, method: str, doubts: tuple[str, ...], fit: str
+) -> Verdict:
+    """The verdict on a fit from its figures, its status, and the reference's method and doubts."""
+    if status == "failed":
+        return Verdict("unreliable", ("the fit failed: its ELBO is not finite",), ADVICE["failed"])
+    missed = missed_modes(figures)
+    wrong = wrong_sites(figures) + far_apart(figures)
+    carried, weak = weights_carry(figures)
+    doubt = tuple(f"the reference is not to be trusted: {d}" for d in doubts)
+    unsettled = ("the fit ran out of steps before it settled",) if status == "stopped" else ()
+    if missed:
+        advice = ADVICE["missed_forward" if fit == "forward_kl" else "missed"]
+        return Verdict("unreliable", (*missed, *wrong, *doubt), advice)
+    if method == "draws":
+        return by_draws_alone(wrong, unsettled)
+    if not carried:
+        return Verdict("unreliable", (*weak, *wrong, *doubt, *unsettled), ADVICE["weights"])
+    if wrong or doubt or unsettled:
+        return Verdict("correctable", (*wrong, *doubt, *unsettled), ADVICE["correctable"])
+    return Verdict("reliable", passed(figures), ADVICE["reliable"])
+
+
+ADVICE = {
+    "reliable": "Use its draws as they are.",
+    "correctable": (
+        "Use its draws with their importance weights (log_weights in sample_stats), "
+        "for means, quantiles and expectations alike."
+    ),
+    "missed": (
+        "Do not use it. Compare the forward_kl fit, which covers all modes, or use the "
+        "reference's draws; one Gaussian cannot be on several modes and narrow."
+    ),
+    "missed_forward": "Do not use it. Use the reference's draws.",
+    "weights": (
+        "Do not use it, weighted or not. Reparametrise the model so that its posterior is closer "
+        "to a Gaussian (non-centred hierarchies, log scales), or use the reference's draws."
+    ),
+    "failed": "Run vi-demo with another --seed, and look at the notes for the site at fault.",
+    "draws": "Compare its means and widths with the draws'; nothing else can be checked.",
+}
+
+
+def by_draws_alone(wrong, unsettled) -> Verdict:
+    """A target that is only draws: means and widths are all there is to compare."""
+    reasons = (*wrong, *unsettled, "a target of draws alone leaves its density unchecked")
+    return Verdict("unreliable" if wrong else "correctable", reasons, ADVICE["draws"])
+
+
+def missed_modes(figures: Figures) -> tuple[str, ...]:
+    """The modes the guide leaves out, if they matter."""
+    mass = sum(figures.missed)
+    if mass < MISSED_MASS:
+        return ()
+    number = len(figures.missed)
+    what = "a mode that holds" if number == 1 else f"{number} modes that hold"
+    return (f"misses {what} {100 * mass:.0f}% of the posterior mass",)
+
+
+def wrong_sites(figures: Figures) -> tuple[str, ...]:
+    """The worst mean, the narrowest and the widest site, where they are off."""
+    entries = [
+        (label(name, index, error.shape), float(error[index]), float(ratio[index]))
+        for name, site in figures.sites.items()
+        for error, ratio in [(np.asarray(site["mean_error_in_sd"]), np.asarray(site["sd_ratio"]))]
+        for index in np.ndindex(error.shape)
+        if np.isfinite(error[index]) and np.isfinite(ratio[index])
+    ]
+    if not entries:
+        return ()
+    reasons = []
+    shifted = max(entries, key=lambda e: e[1])
+    narrow, wide = min(entries, key=lambda e: e[2]), max(entries, key=lambda e: e[2])
+    if shifted[1] > MEAN_ERROR:
+        reasons.append(f"the mean of {shifted[0]} is off by {shifted[1]:.2f} posterior sds")
+    if narrow[2] < 1 / SD_RATIO:
+        reasons.append(f"{narrow[0]} is too narrow: {narrow[2]:.2f} of the posterior's sd")
+    if wide[2] > SD_RATIO:
+        reasons.append(f"{wide[0]} is too wide: {wide[2]:.2f} times the posterior's sd")
+    return tuple(reasons)
+
+
+def label(name: str, index: tuple[int, ...], shape: tuple[int, ...]) -> str:
+    """A site's entry as one writes it: theta[3]."""
+    return f"{name}[{', '.join(map(str, index))}]" if shape else name
+
+
+def far_apart(figures: Figures) -> tuple[str, ...]:
+    """Whether the distributions differ though their means and widths may agree."""
+    distance = figures.divergences.get("total_variation")
+    if distance is None or distance.value - 2 * distance.mcse <= TOTAL_VARIATION:
+        return ()
+    return (
+        f"total variation from the posterior is {distance.value:.2f}: "
+        "probabilities can be wrong by as much",
+    )
+
+
+def weights_carry(figures: Figures) -> tuple[bool, tuple[str, ...]]:
+    """Whether importance weights could correct the fit, or why not."""
+    if figures.ess is None:
+        return False, (figures.reasons.get("ess", "its weights are unknown"),)
+    if figures.ess_share > CONSTANT_WEIGHTS:
+        return True, ()
+    reasons = []
+    if figures.khat is None:
+        reasons.append(figures.reasons["khat"])
+    elif figures.khat >= figures.khat_threshold:
+        reasons.append(
+            f"k-hat {figures.khat:.2f} is above {figures.khat_threshold:.2f}: "
+            "importance weights cannot correct it"
+        )
+    if figures.ess < LEAST_ESS:
+        reasons.append(f"only {figures.ess:.0f} effective draws are left after weighting")
+    return not reasons, tuple(reasons)
+
+
+def passed(figures: Figures) -> tuple[str, ...]:
+    """What a reliable fit was found right in."""
+    errors = [np.max(s["mean_error_in_sd"]) for s in figures.sites.values()]
+    return (
+        f"covers all the posterior mass, means within {max(errors):.2f} sd, "
+        f"widths within {100 * (SD_RATIO - 1):.0f}%",
+    )
