@@ -88,7 +88,7 @@ def by_quadrature(target, key, budget, report) -> Reference:
     ends, heights = modes.climb(target, points, factor)
     labels = modes.group(target, ends, heights, factor)
     tops = [np.where(labels == k, heights, -np.inf).argmax() for k in range(labels.max() + 1)]
-    centres = np.array([modes.polish(target, ends[top], factor) for top in tops])
+    centres = np.array([modes.polish(target, ends[top], factor, reach=np.inf) for top in tops])
     scale = np.maximum(np.ptp(centres, axis=0), 3 * np.sqrt(np.diag(factor @ factor.T)))
     report("reference", 0.5, "integrating")
     integral = quadrature.integrate(quadrature.padded(target.log_densities), centres, scale)

@@ -8,6 +8,7 @@ which have no summit that climbing would reach, are one basin too.
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from scipy.optimize import minimize
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
 
@@ -140,21 +142,17 @@ def group(target: Target, ends, heights, factor) -> np.ndarray:
         count += 1
     whitened = whiten(ends, factor)
     labels[labels < 0] = labels[KDTree(whitened[labels >= 0]).query(whitened[labels < 0])[1]]
-    for a in range(count):
-        for b in range(a + 1, count):
-            one, other = np.flatnonzero(labels == a), np.flatnonzero(labels == b)
-            if not len(one) or not len(other):
-                continue
-            distances = cdist(whitened[one], whitened[other])
-            pairs = np.argsort(distances, axis=None)[:PAIRS]
-            i, j = np.unravel_index(pairs, distances.shape)
-            if joined(target, ends[one[i]], ends[other[j]]).any():
-                labels[other] = a
-    return np.unique(labels, return_inverse=True)[1]
+    members = [np.flatnonzero(labels == k) for k in range(count)]
+    joins = np.zeros((count, count), dtype=bool)
+    for a, b in itertools.combinations(range(count), 2):
+        distances = cdist(whitened[members[a]], whitened[members[b]])
+        i, j = np.unravel_index(distances.argsort(axis=None)[:PAIRS], distances.shape)
+        joins[a, b] = joined(target, ends[members[a][i]], ends[members[b][j]]).any()
+    return connected_components(joins, directed=False)[1][labels]
 
 
-def polish(target: Target, point: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """The summit near a point by BFGS, in local sds; the point where BFGS wanders off."""
+def polish(target: Target, point: np.ndarray, factor: np.ndarray, reach=3.0) -> np.ndarray:
+    """The summit within reach of a point, by BFGS in local sds; the point where there is none."""
     if "slope" not in target.programs:
         target.programs["slope"] = jax.jit(jax.value_and_grad(target.log_density))
 
@@ -163,8 +161,8 @@ def polish(target: Target, point: np.ndarray, factor: np.ndarray) -> np.ndarray:
         return -float(value), -factor.T @ np.asarray(slope)
 
     with np.errstate(all="ignore"):
-        found = minimize(downhill, np.zeros(len(point)), jac=True, options={"maxiter": 50})
-    near = np.isfinite(found.fun) and np.linalg.norm(found.x) < 3.0
+        found = minimize(downhill, np.zeros(len(point)), jac=True, options={"maxiter": 200})
+    near = np.isfinite(found.fun) and np.linalg.norm(found.x) < reach
     return point + factor @ found.x if near else point
 
 

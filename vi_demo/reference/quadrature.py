@@ -19,6 +19,8 @@ NODES = 10  # a cell and dimension
 TOLERANCE = 1e-8
 MOST_CELLS = 4000
 NEGLIGIBLE = 1e-16  # of the mass
+RESTARTS = 5
+MISSED_PEAK = 5.0  # nats above all known ones: a mode that no centre stood for
 
 
 class Integral(NamedTuple):
@@ -34,52 +36,87 @@ class Integral(NamedTuple):
 def integrate(log_densities: Callable, centres: np.ndarray, scale: np.ndarray) -> Integral:
     """Integrate a density given its log at many points, (n, d) -> (n,).
 
-    `centres` (k, d) are points near all its modes and `scale` (d,) its rough extent.
+    `centres` (k, d) are points near all its modes and `scale` (d,) its rough extent. Where a
+    much higher point comes up on the way, integration begins again with that one as a centre.
     """
-    dim = centres.shape[1]
-    middle = centres.mean(0)
-    peak = float(np.max(np.asarray(log_densities(centres))))
+    seen = Highest(centres, np.asarray(log_densities(centres)))
     evaluations = 0
 
-    def mapped(t):
-        with np.errstate(divide="ignore", over="ignore"):
-            points = middle + scale * t / (1 - t**2)
-            log_volume = np.sum(np.log(scale * (1 + t**2)) - 2 * np.log1p(-(t**2)), axis=-1)
-        return points, log_volume
-
-    def density(t):
+    def watched(points):
         nonlocal evaluations
-        evaluations += len(t)
-        points, log_volume = mapped(t)
-        with np.errstate(over="ignore", invalid="ignore"):
-            return np.nan_to_num(np.exp(np.asarray(log_densities(points)) - peak + log_volume))
+        evaluations += len(points)
+        log_p = np.asarray(log_densities(points))
+        seen.look(points, log_p)
+        return log_p
 
-    edge = np.ones(dim)
-    cuts = [unmapped((c - middle) / scale) for c in centres]
-    result = cubature(
-        *(density, -edge, edge),
-        rule="gk15" if dim > 1 else "gk21",
-        rtol=TOLERANCE,
-        max_subdivisions=MOST_CELLS,
-        points=cuts,
-    )
-    lower = np.array([cell.a for cell in result.regions])
-    upper = np.array([cell.b for cell in result.regions])
-    t, log_width, boxes = tensor_nodes(lower, upper)
-    points, log_volume = mapped(t)
-    log_p = np.asarray(log_densities(points))
+    for _ in range(RESTARTS):
+        peak = seen.value
+        cells, error, converged = divide(watched, centres, scale, peak)
+        if seen.value < peak + MISSED_PEAK:
+            break
+        centres = np.concatenate([centres, seen.point[None]])
+    middle = centres.mean(0)
+    t, log_width, boxes = tensor_nodes(*cells)
+    points, log_volume = mapped(t, middle, scale)
+    log_p = watched(points)
     log_weights = log_p - peak + log_volume + log_width
     kept = log_weights > log_weights.max() + np.log(NEGLIGIBLE)
     weights = np.exp(log_weights[kept])
     total = float(weights.sum())
-    error = max(float(result.error), abs(total - float(result.estimate))) / total
+    corners = mapped(boxes[kept], middle, scale)[0]
+    # The last corners of the tails are infinite: draw them in to their node.
+    corners = np.where(np.isfinite(corners), corners, points[kept][:, None])
     return Integral(
-        log_total=Estimate(peak + float(np.log(total)), error),
-        nodes=Draws(points[kept], weights / total, boxes=mapped(boxes[kept])[0]),
+        log_total=Estimate(peak + float(np.log(total)), error / total),
+        nodes=Draws(points[kept], weights / total, boxes=corners),
         log_p=log_p[kept],
-        evaluations=evaluations + len(t),
-        converged=result.status == "converged",
+        evaluations=evaluations,
+        converged=converged,
     )
+
+
+class Highest:
+    """The highest point that was seen."""
+
+    def __init__(self, points: np.ndarray, log_p: np.ndarray):
+        self.value = -np.inf
+        self.look(points, log_p)
+
+    def look(self, points: np.ndarray, log_p: np.ndarray) -> None:
+        """Keep the highest of these points, if it is higher than all before."""
+        top = int(np.argmax(log_p))
+        if log_p[top] > self.value:
+            self.value, self.point = float(log_p[top]), points[top]
+
+
+def divide(log_densities, centres, scale, peak) -> tuple[tuple, float, bool]:
+    """Cells (lower, upper) of (−1, 1)^d on which exp(log p − peak) is smooth, and the error."""
+    middle, dim = centres.mean(0), centres.shape[1]
+
+    def density(t):
+        points, log_volume = mapped(t, middle, scale)
+        # A peak that nobody knew of shall not overflow: it is noticed and begun again with.
+        exponent = np.minimum(log_densities(points) - peak, 100.0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.nan_to_num(np.exp(exponent + log_volume))
+
+    result = cubature(
+        *(density, -np.ones(dim), np.ones(dim)),
+        rule="gk15" if dim > 1 else "gk21",
+        rtol=TOLERANCE,
+        max_subdivisions=MOST_CELLS,
+        points=[unmapped((c - middle) / scale) for c in centres],
+    )
+    cells = tuple(np.array([getattr(c, side) for c in result.regions]) for side in "ab")
+    return cells, float(result.error), result.status == "converged"
+
+
+def mapped(t: np.ndarray, middle: np.ndarray, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points of R^d for t in (−1, 1)^d, and the log of how much the map stretches volumes."""
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        points = middle + scale * t / (1 - t**2)
+        log_volume = np.sum(np.log(scale * (1 + t**2)) - 2 * np.log1p(-(t**2)), axis=-1)
+    return points, log_volume
 
 
 def padded(fn: Callable, size: int = 256) -> Callable:

@@ -204,9 +204,9 @@ def local_covariance(points: Array, gradients: Array) -> Array:
     covariance = shrunk(jnp.atleast_2d(jnp.cov(points, rowvar=False)), n)
     fisher = shrunk(gradients.T @ gradients / n, n)
     values, vectors = jnp.linalg.eigh(covariance)
-    root = vectors * jnp.sqrt(values) @ vectors.T
+    root = vectors @ (jnp.sqrt(values)[:, None] * vectors.T)
     values, vectors = jnp.linalg.eigh(root @ fisher @ root)
-    return root @ (vectors / jnp.sqrt(values) @ vectors.T) @ root
+    return root @ (vectors @ (vectors.T / jnp.sqrt(values)[:, None])) @ root
 
 
 def shrunk(matrix: Array, n: int) -> Array:

@@ -1,0 +1,173 @@
+"""References against evidence, modes and masses that are known exactly."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from scipy import stats
+
+from vi_demo import Target
+from vi_demo import reference as references
+from vi_demo.divergences.estimators import Draws, equal_weights, resample
+from vi_demo.errors import InputError
+from vi_demo.reference import modes
+
+KEY = jax.random.key(1)
+
+
+def build(target, method="auto", budget=20.0):
+    return references.build(target, method, KEY, budget, lambda *_: None)
+
+
+def mixture(means, sds, weights):
+    """Isotropic Gaussians of given means (k, d), sds (k,) and weights (k,); log evidence 0."""
+    means, sds = jnp.asarray(means, float), jnp.asarray(sds, float)[:, None]
+
+    def log_density(z):
+        parts = dist.Normal(means, sds).to_event(1).log_prob(z)
+        return jax.nn.logsumexp(parts + jnp.log(jnp.asarray(weights)))
+
+    return Target.from_log_density(log_density, means.shape[1])
+
+
+DENSITIES = {
+    "standard normal": (mixture([[0.0]], [1.0], [1.0]), 1),
+    "narrow and far": (mixture([[30.0, -20.0]], [0.01], [1.0]), 1),
+    "two widths": (mixture([[-3.0, 0.0], [3.0, 0.0]], [0.05, 1.0], [0.3, 0.7]), 2),
+    "three modes": (mixture([[-5.0], [0.0], [6.0]], [0.5, 0.5, 0.5], [0.2, 0.5, 0.3]), 3),
+    "Cauchy": (Target.from_log_density(lambda z: dist.Cauchy(0, 1).log_prob(z[0]), 1), 1),
+}
+
+
+@pytest.mark.parametrize("name", DENSITIES)
+def test_quadrature_integrates(name):
+    target, number = DENSITIES[name]
+    reference = build(target)
+    assert reference.method == "quadrature"
+    assert reference.trusted, reference.reasons
+    assert reference.log_evidence.value == pytest.approx(0.0, abs=1e-6)
+    assert len(reference.modes.masses) == number
+
+
+def test_quadrature_weighs_modes():
+    reference = build(DENSITIES["three modes"][0])
+    locations, _, masses, *_ = reference.modes
+    found = {round(float(z[0])): m.value for z, m in zip(locations, masses, strict=True)}
+    assert found == pytest.approx({0: 0.5, 6: 0.3, -5: 0.2}, abs=1e-3)
+
+
+def test_quadrature_gives_draws():
+    points = resample(build(DENSITIES["three modes"][0]).draws, 4000, seed=0)[:, 0]
+    p = stats.norm.cdf
+    cdf = lambda x: 0.2 * p(x, -5, 0.5) + 0.5 * p(x, 0, 0.5) + 0.3 * p(x, 6, 0.5)  # noqa: E731
+    assert stats.kstest(points, cdf).statistic < 0.01
+    assert len(np.unique(points)) == len(points)
+
+
+def test_quadrature_is_for_two_dimensions_at_most():
+    target = mixture([[0.0] * 3], [1.0], [1.0])
+    with pytest.raises(InputError, match=r"up to 2 dimensions.*3.*smc"):
+        build(target, "quadrature")
+
+
+def test_unknown_reference():
+    with pytest.raises(InputError, match=r"'exact'.*quadrature, smc, nuts, none"):
+        build(mixture([[0.0]], [1.0], [1.0]), "exact")
+
+
+@pytest.fixture(scope="module")
+def conjugate():
+    """A Gaussian regression with d = 4 and its reference by SMC."""
+    rng = np.random.default_rng(0)
+    x, noise = rng.normal(size=(30, 4)), 0.5
+    y = x @ [1.0, -2.0, 0.0, 3.0] + noise * rng.normal(size=30)
+
+    def model(x, y):
+        beta = numpyro.sample("beta", dist.Normal(0, 2).expand([4]).to_event(1))
+        numpyro.sample("y", dist.Normal(x @ beta, noise), obs=y)
+
+    precision = x.T @ x / noise**2 + np.eye(4) / 4
+    mean = np.linalg.solve(precision, x.T @ y / noise**2)
+    evidence = stats.multivariate_normal(np.zeros(30), 4 * x @ x.T + noise**2 * np.eye(30))
+    target = Target.from_numpyro(model, {"x": x, "y": y})
+    return build(target), mean, np.linalg.inv(precision), evidence.logpdf(y)
+
+
+def test_smc_gets_a_conjugate_posterior(conjugate):
+    reference, mean, covariance, log_evidence = conjugate
+    assert reference.method == "smc"
+    assert reference.trusted, reference.reasons
+    value, mcse = reference.log_evidence
+    assert abs(value - log_evidence) < 4 * mcse
+    assert mcse < 0.1
+    points = resample(reference.draws, 4000, seed=0)
+    sd = np.sqrt(np.diag(covariance))
+    np.testing.assert_allclose((points.mean(0) - mean) / sd, 0, atol=0.08)
+    np.testing.assert_allclose(points.std(0) / sd, 1, atol=0.06)
+    assert len(reference.modes.masses) == 1
+
+
+def test_smc_weighs_unequal_modes():
+    target = mixture([[-6.0] * 4, [3.0] * 4], [1.0, 0.6], [0.1, 0.9])
+    reference = build(target)
+    (heavy, light) = reference.modes.masses
+    assert heavy.value == pytest.approx(0.9, abs=0.04)
+    assert abs(light.value - 0.1) < 4 * light.mcse
+    assert abs(reference.log_evidence.value) < 0.15
+
+
+def test_nuts_gives_draws_but_no_evidence():
+    target = mixture([[1.0, 2.0, 3.0]], [2.0], [1.0])
+    reference = build(target, "nuts")
+    assert reference.log_evidence is None
+    points = reference.draws.points
+    np.testing.assert_allclose(points.mean(0), [1, 2, 3], atol=0.25)
+    np.testing.assert_allclose(points.std(0), 2, atol=0.2)
+
+
+def test_nuts_in_two_modes_is_not_trusted():
+    target = mixture([[-10.0] * 3, [10.0] * 3], [1.0, 1.0], [0.5, 0.5])
+    rng = np.random.default_rng(0)
+    chains = rng.normal(size=(4, 1000, 3)) + np.array([-10, -10, 10, 10])[:, None, None]
+    draws = equal_weights(chains.reshape(-1, 3))
+    found = modes.find(target, draws, np.eye(3), seed=0)
+    assert len(found.masses) == 2
+
+
+def test_smc_and_nuts_that_differ_are_told_apart():
+    """Equal draws pass; half a sd of shift, or a width of 0.6, does not."""
+    rng = np.random.default_rng(0)
+    chains, draws = rng.normal(size=(4, 1000)), rng.normal(size=4000)
+    assert references.differs("x", chains, draws) == []
+    (shift,) = references.differs("x", chains + 0.6, draws)
+    assert "0.6 sd in the mean of x" in shift
+    (width,) = references.differs("x", 0.6 * chains, draws)
+    assert "NUTS finds x 0.59 times as wide" in width
+
+
+def test_bent_shapes_are_one_mode():
+    """A ring and a banana have no valley, though straight lines across them do."""
+    rng = np.random.default_rng(0)
+    angle, radius = rng.uniform(0, 2 * np.pi, 2000), rng.normal(8, 0.3, 2000)
+    ring = np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1)
+
+    def log_density(z):
+        return -0.5 * ((jnp.sqrt(jnp.sum(z**2)) - 8.0) / 0.3) ** 2
+
+    target = Target.from_log_density(log_density, 2)
+    found = modes.find(target, equal_weights(ring), 0.3 * np.eye(2), seed=0)
+    assert len(found.masses) == 1
+
+
+def test_masses_follow_weights():
+    target = mixture([[-5.0, 0.0], [5.0, 0.0]], [1.0, 1.0], [0.5, 0.5])
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(2000, 2)) + np.repeat([[-5, 0], [5, 0]], 1000, axis=0)
+    weights = np.repeat([0.2, 0.8], 1000) / 1000
+    found = modes.find(target, Draws(points, weights), np.eye(2), seed=0)
+    assert [m.value for m in found.masses] == pytest.approx([0.8, 0.2], abs=1e-3)
+    np.testing.assert_allclose(found.locations[0], [5, 0], atol=1e-3)
+    labels = modes.basins(target, found, np.array([[4.0, 1.0], [-7.0, 2.0]]))
+    assert labels.tolist() == [0, 1]

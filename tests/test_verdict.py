@@ -1,0 +1,130 @@
+"""What figures mean: one row a kind of fit."""
+
+import numpy as np
+import pytest
+
+from vi_demo.diagnostics import Figures, importance, pareto_khat
+from vi_demo.divergences.estimators import Estimate
+from vi_demo.verdict import judge
+
+GOOD = {
+    "khat": 0.2,
+    "khat_threshold": 0.7,
+    "ess": 3800.0,
+    "ess_share": 0.95,
+    "modes_covered": 1,
+    "mass_covered": 1.0,
+    "divergences": {"total_variation": Estimate(0.02, 0.002)},
+    "sites": {
+        "x": {"mean_error_in_sd": np.array([0.01, 0.02]), "sd_ratio": np.array([1.0, 0.98])}
+    },
+}
+
+
+def figures(**changes):
+    known = GOOD | changes
+    points = np.zeros((10, 2))
+    return Figures(points=points, log_p=np.zeros(10), log_q=np.zeros(10), **known)
+
+
+def site(error, ratio):
+    return {"x": {"mean_error_in_sd": np.array(error), "sd_ratio": np.array(ratio)}}
+
+
+CASES = {
+    "all is well": ({}, "reliable", "covers all the posterior mass"),
+    "a missed mode behind a perfect k-hat": (
+        {"missed": (0.5,), "khat": -1.8, "ess_share": 1.0, "mass_covered": 0.5},
+        "unreliable",
+        "misses a mode that holds 50% of the posterior mass",
+    ),
+    "two missed modes": (
+        {"missed": (0.1, 0.2), "mass_covered": 0.7},
+        "unreliable",
+        "misses 2 modes that hold 30%",
+    ),
+    "a sliver is not a mode missed": ({"missed": (0.006,)}, "reliable", "covers"),
+    "k-hat too high": (
+        {"khat": 0.9, "ess_share": 0.1},
+        "unreliable",
+        "k-hat 0.90 is above 0.70",
+    ),
+    "k-hat of nearly constant weights": ({"khat": 3.0, "ess_share": 0.995}, "reliable", "covers"),
+    "constant weights": (
+        {"khat": None, "ess_share": 1.0, "reasons": {"khat": "constant"}},
+        "reliable",
+        "covers",
+    ),
+    "too narrow, but weights carry it": (
+        {"sites": site([0.0, 0.0], [0.6, 1.0])},
+        "correctable",
+        "x[0] is too narrow: 0.60",
+    ),
+    "a shifted mean": ({"sites": site(0.4, 1.0)}, "correctable", "mean of x is off by 0.40"),
+    "right moments, wrong shape": (
+        {"divergences": {"total_variation": Estimate(0.5, 0.01)}},
+        "correctable",
+        "total variation from the posterior is 0.50",
+    ),
+    "few effective draws": ({"ess": 20.0, "ess_share": 0.005}, "unreliable", "only 20 effective"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_verdicts(case):
+    changes, expected, reason = CASES[case]
+    verdict = judge(figures(**changes), "converged", "smc", (), "reverse_kl")
+    assert verdict.verdict == expected
+    assert any(reason in r for r in verdict.reasons), verdict.reasons
+    assert verdict.advice
+
+
+def test_a_doubtful_reference_passes_nothing():
+    verdict = judge(figures(), "converged", "smc", ("SMC and NUTS differ",), "reverse_kl")
+    assert verdict.verdict == "correctable"
+    assert "not to be trusted: SMC and NUTS differ" in verdict.reasons[0]
+
+
+def test_a_fit_that_ran_out_of_steps_is_not_reliable():
+    verdict = judge(figures(), "stopped", "smc", (), "reverse_kl")
+    assert verdict.verdict == "correctable"
+    assert "ran out of steps" in verdict.reasons[0]
+
+
+def test_a_failed_fit():
+    assert judge(figures(), "failed", "smc", (), "reverse_kl").verdict == "unreliable"
+
+
+def test_khat_of_pareto_weights():
+    """Weights from a Pareto tail of shape k give k-hat near k."""
+    rng = np.random.default_rng(0)
+    for k in (0.3, 0.8):
+        log_weights = -k * np.log(rng.uniform(size=20_000))
+        assert pareto_khat(log_weights)[0] == pytest.approx(k, abs=0.12)
+
+
+@pytest.mark.parametrize(
+    ("log_weights", "reason"),
+    [
+        (np.zeros(1000), "constant"),
+        (np.full(1000, -np.inf), "only 0 draws"),
+        (np.concatenate([np.zeros(10), np.full(990, -np.inf)]), "only 10 draws"),
+    ],
+)
+def test_khat_that_cannot_be_had_says_why(log_weights, reason):
+    khat, why = pareto_khat(log_weights)
+    assert khat is None
+    assert reason in why
+
+
+def test_importance_estimates_the_evidence():
+    """Draws of N(0, 2²) for an unnormalised N(0, 1) of mass e³."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(0, 2, 10_000)
+    log_weights = 3 - 0.5 * x**2 + 0.5 * (x / 2) ** 2 + np.log(2)
+    known = importance(log_weights, 4000, {})
+    value, mcse = known["importance_log_evidence"]
+    assert abs(value - 3) < 4 * mcse
+    assert 0 < mcse < 0.02
+    # ∫ p²/q for these two is 4 / √7.
+    assert known["ess_share"] == pytest.approx(np.sqrt(7) / 4, abs=0.03)
