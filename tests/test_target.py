@@ -1,5 +1,8 @@
 """Targets: densities with their Jacobians, the way back to sites, and what is refused."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,6 +124,17 @@ def test_from_draws_of_an_array_and_of_a_tree():
     target = Target.from_draws(tree)
     assert target.sites == {"a": (), "b": (2,)}
     np.testing.assert_allclose(target.draws[:, 0], draws[..., 0].ravel())
+
+
+def test_arviz_may_be_imported_before_numpyro():
+    """Its lazy stand-in for NumPyro must not break numpyro.factor."""
+    code = """
+import arviz
+import numpyro.distributions as dist
+import numpyro, vi_demo
+target = vi_demo.Target.from_log_density(lambda z: -z @ z, 1)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def nothing_latent(y=1.0):

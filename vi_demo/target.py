@@ -10,6 +10,7 @@ place where points are batched, in slices of bounded memory.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -31,6 +32,13 @@ from numpyro.infer.util import compute_log_probs, initialize_model
 from vi_demo.errors import InputError
 
 BATCH = 1024  # points evaluated at once
+
+# Where ArviZ was imported first, NumPyro was loaded through ArviZ's lazy stand-in, which leaves
+# submodules of numpyro.distributions unbound; numpyro.factor looks one up and fails (NumPyro
+# 0.22, ArviZ 1.3). Bind them, so that the order of a user's imports does not matter.
+for _name, _module in list(sys.modules.items()):
+    if _name.startswith("numpyro.distributions."):
+        setattr(numpyro.distributions, _name.rpartition(".")[2], _module)
 
 
 class Start(NamedTuple):

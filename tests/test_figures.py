@@ -1,0 +1,370 @@
+"""Pictures of small runs built by hand: what is drawn, where, and that it is drawn the same."""
+
+import json
+import subprocess
+import sys
+
+import matplotlib
+import numpy as np
+import pytest
+import xarray as xr
+from matplotlib.colors import to_hex
+from matplotlib.image import imread
+from matplotlib.patches import Ellipse
+
+from vi_demo.pictures import figures
+
+COVARIANCE = np.array([[2.0, 0.9], [0.9, 0.7]])
+BOTH = {"reverse_kl": ([2.0, 0.0], 0.5 * np.eye(2)), "forward_kl": ([0.0, 0.0], COVARIANCE)}
+
+
+def posterior(draws, labels=None):
+    """A posterior group of one site x, of draws (S, d) or (S,)."""
+    dims = ("chain", "draw", "school")[: 1 + draws.ndim]
+    coords = {"school": labels or range(draws.shape[1])} if draws.ndim > 1 else {}
+    return xr.DataTree(xr.Dataset({"x": (dims, draws[None])}, coords=coords))
+
+
+def fit_tree(mean, covariance, draws, labels=None, family="full_rank"):
+    """The sub-tree of a fit, with its draws and its guide."""
+    names = ["x"] if draws.ndim == 1 else [f"x[{i}]" for i in range(len(mean))]
+    moments = {"mean": ("coordinate", np.array(mean, float))}
+    moments["covariance"] = (("coordinate", "coordinate_2"), np.array(covariance, float))
+    guide = xr.Dataset(moments, coords={"coordinate": names}, attrs={"family": family})
+    return xr.DataTree(
+        children={"posterior": posterior(draws, labels), "guide": xr.DataTree(guide)}
+    )
+
+
+def make_run(fits, reference=None, landscape=None, scale=lambda x: x, labels=None, scalar=False):
+    """A run of Gaussian fits {name: (mean, covariance)}, with draws of the reference (S, d)."""
+    rng = np.random.default_rng(0)
+    shaped = (lambda x: scale(x)[:, 0]) if scalar else scale
+    children = {
+        name: fit_tree(*g, shaped(rng.multivariate_normal(*g, size=1500)), labels)
+        for name, g in fits.items()
+    }
+    if reference is not None:
+        children["reference"] = xr.DataTree(
+            children={"posterior": posterior(shaped(reference), labels)}
+        )
+    if landscape is not None:
+        names = [f"axis_{i}" for i in range(len(landscape[0]))]
+        grid = xr.Dataset(
+            {"log_p": (names, landscape[1])}, coords=dict(zip(names, landscape[0], strict=True))
+        )
+        children["landscape"] = xr.DataTree(grid)
+    entry = {
+        "verdict": "unreliable",
+        "reasons": ["the mean of x[1] is off by 0.97 posterior sds", "and more"],
+        "divergences": {
+            "reverse_kl": {"value": 0.693, "mcse": 1e-9},
+            "forward_kl": {"value": None, "mcse": None, "reason": "not measured"},
+        },
+    }
+    summary = {
+        "model": {
+            "name": "hand-made",
+            "dim": len(next(iter(fits.values()))[0]),
+            "sites": {"x": []},
+        },
+        "reference": {"method": "smc", "trusted": False, "reasons": ["too few draws"]},
+        "fits": dict.fromkeys(fits, entry),
+    }
+    tree = xr.DataTree(children=children)
+    tree.attrs["summary"] = json.dumps(summary)
+    return tree
+
+
+def gaussian_grid(points=121, reach=6.0):
+    """Log p of N(0, I) in the plane, off by a constant far too large to exponentiate."""
+    x = np.linspace(-reach, reach, points)
+    return [x, x], -0.5 * (x[:, None] ** 2 + x[None] ** 2) - 2000.0
+
+
+def plane_run(fits=BOTH, **options):
+    """A run in two dimensions, its target N(0, I)."""
+    reference = np.random.default_rng(1).normal(size=(1500, 2))
+    return make_run(fits, reference, gaussian_grid(), **options)
+
+
+def line_run(**options):
+    """A run in one dimension, of two modes."""
+    x = np.linspace(-6, 6, 121)
+    log_p = np.logaddexp(-2 * (x - 2) ** 2, -2 * (x + 2) ** 2) - 2000.0
+    fits = {"reverse_kl": ([2.0], [[0.25]]), "forward_kl": ([0.0], [[4.25]])}
+    reference = np.random.default_rng(1).normal(size=(1500, 1))
+    return make_run(fits, reference, ([x], log_p), scalar=True, **options)
+
+
+def wide_run(dim=5, reference=True, fits=("reverse_kl", "forward_kl"), **options):
+    """A run in many dimensions, whose first fit is the narrower the higher the coordinate."""
+    widths = [np.diag(np.linspace(1.0, 0.3, dim)) ** 2, np.eye(dim)]
+    fits = {name: (np.zeros(dim), w) for name, w in zip(fits, widths, strict=False)}
+    draws = np.random.default_rng(1).normal(size=(1500, dim))
+    return make_run(fits, draws if reference else None, **options)
+
+
+RUNS = {
+    "line": line_run,
+    "plane": plane_run,
+    "five": wide_run,
+    "hundred": lambda: wide_run(100, labels=[f"a county of a long name, {i}" for i in range(100)]),
+    "no reference": lambda: wide_run(reference=False),
+    "one fit": lambda: wide_run(fits=["reverse_kl"]),
+    "alone": lambda: wide_run(reference=False, fits=["forward_kl"]),
+    "other names": lambda: wide_run(fits=["jensen_shannon", "total_variation"]),
+}
+
+
+def legend_texts(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def fit_lines(ax):
+    """The lines of fits in a panel by colour, without the target's own outline."""
+    lines = {to_hex(line.get_color()): line.get_xydata() for line in ax.lines}
+    lines.pop(figures.COLOURS["target"].lower(), None)
+    return lines
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_word_lies_inside_the_figure_and_is_legible(name):
+    figure = figures.fit_figure(RUNS[name]())
+    figure.draw_without_rendering()
+    assert figure.get_figwidth() == 6.5
+    for text in figure.findobj(matplotlib.text.Text):
+        if text.get_text() and text.get_visible():
+            assert text.get_fontsize() >= 8
+    legend = figure.legends[0].get_window_extent()
+    assert legend.x0 >= 0 and legend.x1 <= figure.bbox.x1 and legend.y1 <= figure.bbox.y1
+    for ax in figure.axes:
+        assert ax.get_tightbbox().y1 <= legend.y0
+
+
+@pytest.mark.parametrize("mass", figures.MASSES)
+def test_levels_of_a_gaussian_are_its_highest_density_regions(mass):
+    _, log_p = gaussian_grid(401)
+    (level,) = figures.density_levels(log_p, [mass])
+    # In the plane, N(0, I) holds the mass 1 − exp(−h) where log p is within h of its peak.
+    assert level - log_p.max() == pytest.approx(np.log1p(-mass), abs=0.01)
+    density = np.exp(log_p - log_p.max())
+    assert density[log_p >= level].sum() / density.sum() == pytest.approx(mass, abs=2e-3)
+
+
+def test_levels_ascend_and_pass_over_what_is_not_a_number():
+    log_p = np.array([[np.nan, -np.inf], [np.log(0.75), np.log(0.25)]])
+    np.testing.assert_allclose(
+        np.exp(figures.density_levels(log_p, [0.5, 0.9])), [0.25, 0.75], rtol=1e-12
+    )
+
+
+def test_an_ellipse_lies_two_sigma_from_its_mean():
+    patch = figures.ellipse(np.array([3.0, -1.0]), COVARIANCE)
+    edge = patch.get_patch_transform().transform(patch.get_path().vertices) - [3.0, -1.0]
+    on_curve = edge[::3]  # the others are the control points of its splines
+    distance = np.einsum("ni,ij,nj->n", on_curve, np.linalg.inv(COVARIANCE), on_curve)
+    np.testing.assert_allclose(distance, 4.0, rtol=1e-3)
+
+
+def test_a_plane_shows_each_fit_as_cross_ellipse_and_two_marginals():
+    figure = figures.fit_figure(plane_run())
+    (ax,) = figure.axes
+    ellipses = {to_hex(p.get_edgecolor()): p for p in ax.patches if isinstance(p, Ellipse)}
+    crosses = {to_hex(line.get_color()): line.get_xydata() for line in ax.lines}
+    assert len(ellipses) == 2
+    for name, (mean, covariance) in BOTH.items():
+        colour = figures.COLOURS[name].lower()
+        np.testing.assert_allclose(ellipses[colour].center, mean)
+        width = 4 * np.sqrt(np.linalg.eigvalsh(covariance))
+        np.testing.assert_allclose([ellipses[colour].width, ellipses[colour].height], width)
+        np.testing.assert_allclose(crosses[colour], [mean])
+        for i, panel in enumerate(ax.child_axes):
+            curve = fit_lines(panel)[colour][:, [i, 1 - i]]
+            peak = curve[curve[:, 1].argmax()]
+            assert peak[0] == pytest.approx(mean[i], abs=0.03)
+            assert peak[1] == pytest.approx(1 / np.sqrt(2 * np.pi * covariance[i, i]), rel=0.01)
+    assert {p.get_linestyle() for p in ellipses.values()} == {"-", (0, (3.5, 1.4))}
+
+
+def test_a_plane_is_cropped_to_the_mass_in_one_scale():
+    figure = figures.fit_figure(plane_run())
+    (ax,) = figure.axes
+    assert ax.get_aspect() == 1.0
+    radius = np.sqrt(-2 * np.log(0.01))  # of the target's 99%, further out than the fits
+    assert ax.get_xlim()[0] == pytest.approx(-1.08 * radius, abs=0.25)
+    lines = next(c for c in ax.collections if isinstance(c, matplotlib.contour.ContourSet))
+    assert len(lines.levels) == len(figures.MASSES) + 1  # and the peak
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("x[0]", "x[1]")
+
+
+def test_a_plane_says_where_it_is_not_the_models_own_scale():
+    figure = figures.fit_figure(plane_run(scale=np.exp, labels=["A", "B"]))
+    assert figure.axes[0].get_xlabel() == "x[A] (unconstrained)"
+
+
+def test_a_plane_too_thin_for_one_scale_gives_it_up():
+    x = np.linspace(-4, 4, 61)
+    log_p = -0.5 * (x[:, None] ** 2 + x[None] ** 2)
+    fits = {"reverse_kl": ([0.0, 0.0], np.diag([1.0, 1e-4]))}
+    reference = np.random.default_rng(1).normal(size=(500, 2)) * [1, 0.01]
+    run = make_run(fits, reference, ([x, 0.01 * x], log_p))
+    (ax,) = figures.fit_figure(run).axes
+    assert ax.get_aspect() == "auto" and np.ptp(ax.get_ylim()) < 0.1
+
+
+def test_a_line_shows_normalised_densities():
+    (ax,) = figures.fit_figure(line_run()).axes
+    target = ax.lines[0].get_xydata()
+    for x, density in (target.T, *(line.T for line in fit_lines(ax).values())):
+        assert np.trapezoid(density, x) == pytest.approx(1.0, abs=5e-3)
+    # Two modes of sd ½, half the mass each.
+    assert target[:, 1].max() == pytest.approx(1 / np.sqrt(2 * np.pi), rel=0.01)
+    assert ax.get_xlabel() == "x"
+
+
+def test_a_guide_that_is_no_gaussian_is_drawn_from_its_draws():
+    run = line_run()
+    rng = np.random.default_rng(2)
+    draws = rng.choice([-2.0, 2.0], 4000) + 0.5 * rng.normal(size=4000)
+    run["forward_kl"] = fit_tree([0.0], [[4.25]], draws, family="mixture:2")
+    (ax,) = figures.fit_figure(run).axes
+    x, density = fit_lines(ax)[figures.COLOURS["forward_kl"].lower()].T
+    assert abs(x[density.argmax()]) == pytest.approx(2.0, abs=0.3)
+    assert np.interp(0.0, x, density) < 0.1 * density.max()
+
+
+def test_marginals_come_worst_first_by_the_models_labels():
+    figure = figures.fit_figure(wide_run(8, labels=list("ABCDEFGH")))
+    assert [ax.get_title(loc="left") for ax in figure.axes] == [f"x[{c}]" for c in "HGFEDC"]
+    assert figure.get_supxlabel() == "6 of 8 coordinates, the worst fitted first."
+    assert all(len(fit_lines(ax)) == 2 and len(ax.collections) == 1 for ax in figure.axes)
+
+
+def test_marginals_leave_out_what_does_not_vary():
+    labels = ["fixed", "free"]
+    run = make_run(
+        {"reverse_kl": (np.zeros(2), np.eye(2))},
+        np.random.default_rng(1).normal(size=(1500, 2)),
+        scale=lambda x: x * [0.0, 1.0],
+        labels=labels,
+    )
+    assert [ax.get_title(loc="left") for ax in figures.fit_figure(run).axes] == ["x[free]"]
+
+
+def test_without_a_reference_the_fits_are_compared_with_each_other():
+    figure = figures.fit_figure(wide_run(reference=False))
+    assert figure.axes[0].get_title(loc="left") == "x[4]"
+    assert not any(ax.collections for ax in figure.axes)
+    assert len(legend_texts(figure)) == 2
+    assert "there is no reference" in figure.get_supxlabel()
+
+
+def test_a_failed_fit_leaves_the_rest_of_the_picture():
+    run = plane_run()
+    nothing = np.full((1500, 2), np.nan)
+    run["reverse_kl"] = fit_tree([np.nan] * 2, np.full((2, 2), np.nan), nothing)
+    (ax,) = figures.fit_figure(run).axes
+    assert len(ax.patches) == 1 and np.isfinite(ax.get_xlim()).all()
+    assert ax.get_xlabel() == "x[0]"
+    del run["landscape"]
+    figure = figures.fit_figure(run)
+    assert [len(fit_lines(ax)) for ax in figure.axes] == [1, 1]
+    assert len(legend_texts(figure)) == 3
+
+
+def test_a_fit_far_too_narrow_does_not_press_the_target_flat():
+    run = make_run(
+        {"reverse_kl": (np.zeros(3), 1e-6 * np.eye(3))},
+        np.random.default_rng(1).normal(size=(1500, 3)),
+    )
+    top = figures.fit_figure(run).axes[0].get_ylim()[1]
+    assert top == pytest.approx(figures.HIGHEST / np.sqrt(2 * np.pi), rel=0.2)
+
+
+def test_a_long_tail_does_not_press_the_target_flat():
+    rng = np.random.default_rng(1)
+    low, high = figures.view([rng.exponential(size=4000), np.exp(3 * rng.normal(size=4000))])
+    assert -0.03 * high < low < 0 and 5 < high < 60
+
+
+def test_words_say_what_became_of_each_fit():
+    target, reverse, forward = legend_texts(figures.fit_figure(wide_run(labels=list("ABCDE"))))
+    assert target == "target, by SMC — not to be trusted: too few draws"
+    reason = "unreliable — the mean of x[B] is off by 0.97 posterior sds"
+    assert reverse == f"reverse KL: {reason}\nKL(q‖p) = 0.693 nats"
+    assert forward.startswith("forward KL: ")
+
+
+@pytest.mark.parametrize(
+    ("value", "mcse", "text"),
+    [
+        (0.6930627, 5e-9, "0.693"),
+        (15.191, 1e-9, "15.2"),
+        (1277.9, 31.5, "1278 ± 32"),
+        (17.7325, 1.1157, "18 ± 1"),
+        (0.0039988, 0.00078, "0.0040 ± 0.0008"),
+        (-1e-9, None, "0.0000"),
+        (0.0, 0.0, "0.00"),
+    ],
+)
+def test_numbers_have_the_digits_that_are_known(value, mcse, text):
+    assert figures.number(value, mcse) == text
+
+
+def test_looks_have_one_meaning_and_differ_in_grey():
+    for names in (["reverse_kl", "forward_kl"], ["total_variation", "forward_kl", "reverse_kl"]):
+        styles = figures.looks(names)
+        assert styles["reverse_kl"].color == figures.COLOURS["reverse_kl"]
+        assert styles["forward_kl"].linestyle == "-"
+        assert len({look.linestyle for look in styles.values()}) == len(names)
+        assert len({look.color for look in styles.values()}) == len(names)
+
+
+def test_a_density_does_not_leak_over_the_edge_of_its_support():
+    draws = np.random.default_rng(0).exponential(size=4000)
+    x, density = figures.smooth(draws, (-1.0, 20.0))
+    assert x[0] == draws.min() and density[0] == 0.0
+    assert density[1] == pytest.approx(1.0, abs=0.1)
+    assert np.trapezoid(density, x) == pytest.approx(1.0, abs=0.01)
+
+
+def test_narrow_modes_far_apart_are_not_smeared_out():
+    rng = np.random.default_rng(0)
+    draws = rng.choice([-20.0, 20.0], 4000) + rng.normal(size=4000)
+    _, density = figures.smooth(draws, (-30.0, 30.0))
+    assert density.max() == pytest.approx(0.5 / np.sqrt(2 * np.pi), rel=0.1)
+
+
+def test_titles_are_cut_in_their_middle():
+    assert figures.short("theta[A]") == "theta[A]"
+    cut = figures.short("a county of a long name, number 17")
+    assert len(cut) <= 26 and cut.startswith("a county") and cut.endswith("number 17")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
+def test_the_same_run_gives_the_same_bytes(tmp_path, suffix):
+    files = [tmp_path / f"{i}{suffix}" for i in (0, 1)]
+    for file in files:
+        figures.save(figures.fit_figure(plane_run()), file)
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert matplotlib.__version__.encode() not in files[0].read_bytes()
+    if suffix == ".png":
+        assert imread(files[0]).shape[1] == 975
+
+
+def test_drawing_changes_no_settings():
+    before = dict(matplotlib.rcParams)
+    figures.fit_figure(plane_run())
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_figures_need_neither_jax_nor_the_rest_of_us():
+    code = (
+        "import sys, vi_demo.pictures.figures\n"
+        "ours = {m for m in sys.modules if m.startswith('vi_demo')}\n"
+        "assert ours == {'vi_demo', 'vi_demo.pictures', 'vi_demo.pictures.figures'}, ours\n"
+        "for name in ('jax', 'numpyro', 'arviz', 'matplotlib.pyplot'):\n"
+        "    assert name not in sys.modules, name\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
