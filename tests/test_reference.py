@@ -12,7 +12,7 @@ from vi_demo import Target
 from vi_demo import reference as references
 from vi_demo.divergences.estimators import Draws, equal_weights, resample
 from vi_demo.errors import InputError
-from vi_demo.reference import modes
+from vi_demo.reference import agreement, modes, nuts
 
 KEY = jax.random.key(1)
 
@@ -127,24 +127,35 @@ def test_nuts_gives_draws_but_no_evidence():
     np.testing.assert_allclose(points.std(0), 2, atol=0.2)
 
 
-def test_nuts_in_two_modes_is_not_trusted():
+def test_smc_is_doubted_where_nuts_stays_elsewhere():
+    """Chains in a mode that SMC's draws do not have speak against them."""
     target = mixture([[-10.0] * 3, [10.0] * 3], [1.0, 1.0], [0.5, 0.5])
     rng = np.random.default_rng(0)
-    chains = rng.normal(size=(4, 1000, 3)) + np.array([-10, -10, 10, 10])[:, None, None]
-    draws = equal_weights(chains.reshape(-1, 3))
-    found = modes.find(target, draws, np.eye(3), seed=0)
-    assert len(found.masses) == 2
+    points = rng.normal(size=(4, 1000, 3)) + np.array([-10, -10, 10, 10])[:, None, None]
+    chains = nuts.Chains(points, divergent=0, gradients=0)
+    draws = equal_weights(rng.normal(size=(4000, 3)) - 10)
+    others = points[:, ::50].reshape(-1, 3)
+    found = modes.find(target, draws, np.eye(3), seed=0, others=others)
+    assert len(found.masses) == 1
+    agreed = agreement.compare(target, draws, chains, found)
+    assert agreed.against == ["2 of 4 NUTS chains stay where SMC saw next to nothing"]
 
 
 def test_smc_and_nuts_that_differ_are_told_apart():
     """Equal draws pass; half a sd of shift, or a width of 0.6, does not."""
     rng = np.random.default_rng(0)
     chains, draws = rng.normal(size=(4, 1000)), rng.normal(size=4000)
-    assert references.differs("x", chains, draws) == []
-    (shift,) = references.differs("x", chains + 0.6, draws)
-    assert "0.6 sd in the mean of x" in shift
-    (width,) = references.differs("x", 0.6 * chains, draws)
-    assert "NUTS finds x 0.59 times as wide" in width
+    assert agreement.differs("x", chains, draws) is None
+    assert "mean of x 0.6 sd from" in agreement.differs("x", chains + 0.6, draws)
+    assert "NUTS finds x 0.59 times as wide" in agreement.differs("x", 0.6 * chains, draws)
+
+
+def test_chains_that_do_not_mix_are_no_check():
+    rng = np.random.default_rng(0)
+    chains = rng.normal(size=(4, 1000))
+    assert agreement.does_not_mix("x", chains) is None
+    assert "R-hat" in agreement.does_not_mix("x", chains + np.arange(4)[:, None])
+    assert "ESS" in agreement.does_not_mix("x", np.cumsum(chains, axis=1) / 30)
 
 
 def test_bent_shapes_are_one_mode():

@@ -23,7 +23,7 @@ import xarray as xr
 from vi_demo.diagnostics import Figures
 from vi_demo.divergences.estimators import Estimate
 from vi_demo.fitting.runner import Fit
-from vi_demo.reference import Reference, coordinate_names, quadrature
+from vi_demo.reference import Reference, quadrature
 from vi_demo.target import Target
 from vi_demo.verdict import Verdict
 
@@ -73,7 +73,7 @@ def fit_tree(target: Target, fit: Fit, figures: Figures, draws: int) -> xr.DataT
         covariance = np.diag(np.asarray(q.variance)) if covariance is None else covariance
         guide["mean"] = ("coordinate", np.asarray(q.mean))
         guide["covariance"] = (("coordinate", "coordinate_2"), np.asarray(covariance))
-    names = {"coordinate": coordinate_names(target)}
+    names = {"coordinate": target.coordinate_names}
     tree["guide"] = xr.DataTree(xr.Dataset(guide, coords=names, attrs={"family": fit.family.name}))
     tree["history"] = xr.DataTree(history(fit))
     if fit.restarts:
@@ -119,7 +119,7 @@ def reference_tree(target: Target, reference: Reference, points: np.ndarray) -> 
                     "mass": ("mode", [m.value for m in modes.masses]),
                     "mass_mcse": ("mode", [m.mcse for m in modes.masses]),
                 },
-                coords={"coordinate": coordinate_names(target)},
+                coords={"coordinate": target.coordinate_names},
             )
         )
     tree.attrs |= {"method": reference.method, "trusted": int(reference.trusted)}
@@ -137,7 +137,7 @@ def landscape(target: Target, points: np.ndarray) -> xr.Dataset:
     return xr.Dataset(
         {"log_p": (names, values.reshape(grid.shape[:-1]))},
         coords=dict(zip(names, axes, strict=True)),
-        attrs={"coordinates": coordinate_names(target)},
+        attrs={"names": target.coordinate_names},
     )
 
 
@@ -186,6 +186,7 @@ def reference_summary(target: Target, reference: Reference) -> dict:
         "method": reference.method,
         "trusted": reference.trusted,
         "reasons": list(reference.reasons),
+        "remarks": list(reference.remarks),
         "log_evidence": estimate(
             reference.log_evidence,
             {"log_evidence": f"{reference.method} gives no log evidence"},

@@ -72,8 +72,8 @@ def run(
         points = resample(truth.draws, draws, seed)
         parts["reference"] = record.reference_tree(target, truth, points)
         seen.append(points)
-        if target.dim <= 2 and target.log_density is not None:
-            parts["landscape"] = xr.DataTree(record.landscape(target, np.concatenate(seen)))
+    if target.dim <= 2 and target.log_density is not None:
+        parts["landscape"] = xr.DataTree(record.landscape(target, np.concatenate(seen)))
     text = record.to_json(
         {
             "schema": record.SCHEMA,

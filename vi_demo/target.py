@@ -92,6 +92,16 @@ class Target:
         """`log_likelihood` of many points: each observed site gets a leading axis."""
         return batched(self.log_likelihood)
 
+    @cached_property
+    def coordinate_names(self) -> list[str]:
+        """A name for each coordinate of R^d: `theta[3]` for the fourth entry of site theta."""
+        shapes = jax.eval_shape(self.unravel, jnp.zeros(self.dim))
+        return [
+            f"{k}[{', '.join(map(str, index))}]" if shape.shape else k
+            for k, shape in shapes.items()
+            for index in np.ndindex(shape.shape)
+        ]
+
     def start_points(self, key: Array, number: int, candidates: int = 16) -> Array:
         """Dispersed points (number, d) to begin from, each the likeliest of a few candidates.
 
@@ -99,15 +109,19 @@ class Target:
         (-2, 2)^d, NumPyro's own habit; taking the likeliest of each handful keeps starts apart
         while sparing a fit the far tails.
         """
-        uniform_key, prior_key = jax.random.split(key)
-        shape = (number, candidates, self.dim)
-        points = jax.random.uniform(uniform_key, shape, minval=-2.0, maxval=2.0)
-        if self.prior is not None:
-            keys = jax.random.split(prior_key, (number, candidates // 2))
-            points = points.at[:, ::2].set(jax.vmap(jax.vmap(self.prior.draw))(keys))
-        log_p = self.log_densities(points.reshape(-1, self.dim)).reshape(number, candidates)
-        best = jnp.argmax(jnp.where(jnp.isfinite(points).all(-1), log_p, -jnp.inf), axis=1)
-        return jnp.take_along_axis(points, best[:, None, None], axis=1)[:, 0]
+
+        def likeliest(key):
+            uniform_key, prior_key = jax.random.split(key)
+            shape = (candidates, self.dim)
+            points = jax.random.uniform(uniform_key, shape, minval=-2.0, maxval=2.0)
+            if self.prior is not None:
+                keys = jax.random.split(prior_key, candidates // 2)
+                points = points.at[::2].set(jax.vmap(self.prior.draw)(keys))
+            log_p = finite_or_minus_inf(jax.vmap(self.log_density)(points))
+            finite = jnp.isfinite(points).all(-1)
+            return points[jnp.argmax(jnp.where(finite, log_p, -jnp.inf))]
+
+        return jax.jit(jax.vmap(likeliest))(jax.random.split(key, number))
 
     def wide_start(self, scale: float = 4.0) -> Start:
         """Where tempering starts: the prior where it is proper, else N(0, scale² I) on R^d."""

@@ -14,6 +14,7 @@ mean, and the last round improved the likelihood by no more than that noise expl
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -77,6 +78,20 @@ def fit(target: Target, family: Family, key: Array, report: Report = silent) -> 
 def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
     """Rounds of weighted draws, each followed by a weighted maximum-likelihood fit."""
 
+    @partial(jax.jit, static_argnums=2)
+    def sample(params, key, number):
+        q = family.distribution(params)
+        points = q.sample(key, (number,))
+        return points, q.log_prob(points)
+
+    @jax.jit
+    def improve(points, weights, old):
+        params = family.fit(points, weights)
+        if old is None:
+            return params, jnp.inf
+        log_q = [family.distribution(p).log_prob(points) for p in (params, old)]
+        return params, weights @ (log_q[0] - log_q[1])
+
     def init(key):
         nothing = {"log_density": 0, "gradient": 0}
         return State(key, "smc", (), None, 0, np.nan, np.inf, 1.0, nothing)
@@ -106,9 +121,8 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
         return add(state, new, tempered.evaluations)
 
     def from_guide(state, key):
-        q = family.distribution(state.params)
-        points = q.sample(key, (number_of_draws(state),))
-        log_weights = np.asarray(target.log_densities(points) - q.log_prob(points))
+        points, log_q = sample(state.params, key, number_of_draws(state))
+        log_weights = np.asarray(target.log_densities(points) - log_q)
         spent = {"log_density": len(points), "gradient": 0}
         ess = effective_sample_size(log_weights)
         if ess < NEARLY_CONSTANT * len(points):
@@ -139,11 +153,8 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
     def refit(state):
         points = np.concatenate([b.points for b in state.batches])
         weights = np.concatenate([b.weights * b.ess / state.ess for b in state.batches])
-        params = family.fit(jnp.asarray(points), jnp.asarray(weights))
-        gain = np.inf
-        if state.params is not None:
-            new, old = family.distribution(params), family.distribution(state.params)
-            gain = float(weights @ (new.log_prob(points) - old.log_prob(points)))
+        params, gain = improve(points, weights, state.params)
+        gain = np.inf if state.params is None else float(gain)
         source = state.source
         if state.rounds == 1:
             source = "guide"

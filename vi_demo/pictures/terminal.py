@@ -104,7 +104,8 @@ def heading(summary: dict) -> str:
         method += f", {len(masses)} mode{'s' if len(masses) > 1 else ''}"
         method += f" ({', '.join(masses)})" if len(masses) > 1 else ""
     doubts = "".join(f"\n[yellow]not to be trusted: {escape(r)}[/]" for r in reference["reasons"])
-    return f"{first}\n{method}{doubts}\n"
+    remarks = "".join(f"\n[dim]{escape(r)}[/]" for r in reference["remarks"])
+    return f"{first}\n{method}{doubts}{remarks}\n"
 
 
 def escape(text: str) -> str:

@@ -9,20 +9,16 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 import numpy as np
-from arviz_stats.base import array_stats
 
 from vi_demo.divergences.estimators import Draws, Estimate, equal_weights, resample
 from vi_demo.errors import InputError
-from vi_demo.reference import modes, nuts, quadrature, smc
+from vi_demo.reference import agreement, modes, nuts, quadrature, smc
 from vi_demo.target import Target
 
 RUNS = 4
 PARTICLES = 1024
 WANTED_ERROR = 0.05  # nats of log evidence: more particles are tried above it
 TOLERATED_ERROR = 0.15  # and no trust above this
-TOLERATED_SHIFT = 0.15  # sds by which NUTS and SMC may differ, beyond their noise
-TOLERATED_RATIO = 1.15  # and by which ratio of sds
-TOLERATED_DIVERGENT = 0.05  # share of NUTS transitions
 
 Report = Callable[[str, float, str], None]
 
@@ -39,6 +35,7 @@ class Reference:
     method: str
     trusted: bool
     reasons: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     draws: Draws | None = None
     log_p: np.ndarray | None = None
     log_evidence: Estimate | None = None
@@ -140,11 +137,16 @@ def by_smc(target, key, budget, report) -> Reference:
         reasons.append(f"SMC did not reach the target in {tempered.temperatures} temperatures")
     if evidence.mcse > TOLERATED_ERROR:
         reasons.append(f"its log evidence is uncertain by ±{evidence.mcse:.2g} nats")
-    reasons += disagreements(target, draws, chains, found)
+    agreed = agreement.compare(target, draws, chains, found)
+    reasons += agreed.against
+    if target.prior is None:
+        # Every population began inside the same tails: without a check nobody saw beyond them.
+        reasons += agreed.unchecked
     return Reference(
         method="smc",
         trusted=not reasons,
         reasons=tuple(reasons),
+        remarks=tuple(agreed.unchecked) if target.prior is not None else (),
         draws=draws,
         log_p=np.asarray(target.log_densities(draws.points)),
         log_evidence=evidence,
@@ -164,7 +166,9 @@ def by_nuts(target, key, budget, report) -> Reference:
     draws = equal_weights(points, np.repeat(np.arange(len(chains.points)), nuts.DRAWS))
     factor = local_factor(target, points)
     found = modes.find(target, draws, factor, seed=0)
-    reasons = [*divergences(chains)]
+    reasons = agreement.divergences(chains)
+    columns = zip(target.coordinate_names, np.moveaxis(chains.points, 2, 0), strict=True)
+    reasons += [words for name, x in columns if (words := agreement.does_not_mix(name, x))][:1]
     if len(found.masses) > 1:
         reasons.append("NUTS chains sit in several modes, whose masses they cannot tell")
     return Reference(
@@ -192,62 +196,3 @@ def local_factor(target: Target, points: np.ndarray) -> np.ndarray:
     gradients = jax.jit(jax.vmap(jax.grad(target.log_density)))(jnp.asarray(points))
     covariance = smc.local_covariance(jnp.asarray(points), gradients)
     return np.asarray(jnp.linalg.cholesky(covariance))
-
-
-def disagreements(target, draws: Draws, chains: nuts.Chains, found: modes.Modes) -> list[str]:
-    """Where NUTS and SMC differ beyond their noise, in words, mode by mode."""
-    reasons = [*divergences(chains)]
-    names = coordinate_names(target)
-    in_chains = modes.basins(target, found, chains.points.reshape(-1, target.dim))
-    in_chains = in_chains.reshape(chains.points.shape[:2])
-    in_draws = modes.basins(target, found, draws.points)
-    home = [np.bincount(row).argmax() for row in in_chains]  # the mode that a chain stays in
-    for k in range(len(found.masses)):
-        stayed = np.array(
-            [points for points, at in zip(chains.points, home, strict=True) if at == k]
-        )
-        within = draws.points[in_draws == k]
-        if len(stayed) < 2 or len(within) < 100:
-            continue  # too little to compare
-        for i, name in enumerate(names):
-            reasons += differs(name, stayed[..., i], within[:, i])
-    strangers = sum(at >= len(found.masses) for at in home)
-    if strangers:
-        reasons.append(
-            f"{strangers} of {len(home)} NUTS chains stay where SMC saw next to nothing"
-        )
-    return reasons
-
-
-def differs(name: str, chains: np.ndarray, draws: np.ndarray) -> list[str]:
-    """Whether chains (chain, draw) and draws (n,) of one coordinate differ beyond their noise."""
-    effective = {m: float(array_stats.ess(chains, method=m)) for m in ("mean", "sd")}
-    independent = len(draws) / 4  # particles share ancestors
-    sd = draws.std()
-    shift = abs(chains.mean() - draws.mean()) / sd
-    shift_noise = 3 * np.sqrt(1 / effective["mean"] + 1 / independent)
-    ratio = chains.std() / sd
-    ratio_noise = 3 * np.sqrt(0.5 / effective["sd"] + 0.5 / independent)
-    if shift > TOLERATED_SHIFT + shift_noise:
-        return [f"SMC and NUTS differ by {shift:.1f} sd in the mean of {name}"]
-    if abs(np.log(ratio)) > np.log(TOLERATED_RATIO) + ratio_noise:
-        return [f"NUTS finds {name} {ratio:.2f} times as wide as SMC does"]
-    return []
-
-
-def divergences(chains: nuts.Chains) -> list[str]:
-    """Whether too many of NUTS's transitions diverged for it to be a check."""
-    share = chains.divergent / chains.points[..., 0].size
-    if share <= TOLERATED_DIVERGENT:
-        return []
-    return [f"{100 * share:.0f}% of NUTS transitions diverged: the density is too curved for it"]
-
-
-def coordinate_names(target: Target) -> list[str]:
-    """A name for each coordinate of R^d: `theta[3]` for the fourth entry of site theta."""
-    shapes = jax.eval_shape(target.unravel, jnp.zeros(target.dim))
-    return [
-        f"{k}[{', '.join(map(str, index))}]" if shape.shape else k
-        for k, shape in shapes.items()
-        for index in np.ndindex(shape.shape)
-    ]

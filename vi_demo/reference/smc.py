@@ -114,9 +114,9 @@ def begin(target: Target, start: Start, key: Array, shape: Array) -> Population:
     points = jax.vmap(start.draw)(jax.random.split(key, shape.size))
     finite = jnp.isfinite(points).all(-1)
     points = jnp.where(finite[:, None], points, points[jnp.argmax(finite)])
-    zero = jnp.zeros(())
+    zero = jnp.zeros((), points.dtype)
     log_start, log_target = log_densities(target, start, points)
-    log_step = jnp.log(0.5) - 0.25 * jnp.log(points.shape[1])
+    log_step = jnp.log(0.5) + zero - 0.25 * jnp.log(points.shape[1])
     counted = jnp.zeros((), int)
     return Population(points, log_start, log_target, *[zero] * 3, log_step, zero, counted)
 

@@ -1,0 +1,232 @@
+"""The command line as its users meet it: files, exit statuses, one line for each bad input."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import vi_demo
+from vi_demo import cli, fitting, guides, loading
+from vi_demo import reference as references
+
+NEEDS_JAX = ["nothing latent", "nan everywhere"]
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """A compilation cache that the commands of these tests share."""
+    return {**os.environ, "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
+
+
+@pytest.fixture
+def command(cache, tmp_path):
+    """Run vi-demo in an empty folder."""
+
+    def run(*arguments, **options):
+        return subprocess.run(
+            [sys.executable, "-m", "vi_demo", *map(str, arguments)],
+            cwd=tmp_path,
+            env=cache,
+            capture_output=True,
+            text=True,
+            **options,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished(cache, tmp_path_factory):
+    """A finished run of the bimodal model, small, as --json."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = subprocess.run(
+        [sys.executable, "-m", "vi_demo", "run", "bimodal", "--draws", "500", "--json"],
+        cwd=folder,
+        env=cache,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_help_does_not_import_jax():
+    code = "import sys, vi_demo.cli; print('jax' in sys.modules, 'numpyro' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_help_names_every_choice(command):
+    text = command("run", "--help").stdout
+    for name in (*fitting.FITTERS, *guides.FAMILIES, *references.METHODS):
+        assert name in text
+    assert tuple(fitting.FITTERS) == cli.FITS
+    assert tuple(guides.FAMILIES) == cli.GUIDES
+    assert tuple(references.METHODS) == cli.REFERENCES
+
+
+def test_models_are_listed_with_their_first_line(command):
+    lines = command("models").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == list(loading.bundled())
+    assert "Two modes: half a Gaussian" in lines[0]
+
+
+def test_every_public_name_is_there():
+    for name in vi_demo.__all__:
+        assert getattr(vi_demo, name) is not None
+
+
+def test_a_run_leaves_its_folder(finished):
+    folder, _ = finished
+    files = sorted(p.name for p in (folder / "runs" / "bimodal").iterdir())
+    assert files == ["fit.png", "posterior.nc", "summary.json"]
+
+
+def test_json_is_the_summary_and_nothing_else(finished):
+    folder, done = finished
+    summary = json.loads(done.stdout)
+    assert summary == json.loads((folder / "runs/bimodal/summary.json").read_text())
+    assert summary["schema"] == 1
+    assert summary["settings"]["draws"] == 500
+    assert set(summary["fits"]) == {"reverse_kl", "forward_kl"}
+
+
+def test_the_same_seed_gives_the_same_bits(finished, command, tmp_path):
+    folder, _ = finished
+    assert command("run", "bimodal", "--draws", "500", "--quiet").returncode == 0
+    one, other = vi_demo.load(folder / "runs/bimodal"), vi_demo.load(tmp_path / "runs/bimodal")
+    for name in ("reverse_kl", "forward_kl", "reference"):
+        for group in ("posterior", "sample_stats"):
+            a, b = (t[f"{name}/{group}"].to_dataset() for t in (one, other))
+            assert a.equals(b)
+
+
+def test_one_fit_without_reference_strictly(command, tmp_path):
+    done = command(
+        *("run", "bimodal", "--fit", "reverse_kl", "--guide", "diagonal", "--reference", "none"),
+        *("--strict", "--out", "here"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no reference" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    summary = json.loads((tmp_path / "here/summary.json").read_text())
+    (name,) = summary["fits"]
+    assert name == "reverse_kl"
+    found = summary["fits"][name]
+    assert found["eubo"] == {"value": None, "mcse": None, "reason": "there is no reference"}
+    assert found["modes_covered"] is None
+    assert found["verdict"] == "correctable"
+
+
+def test_strict_exits_with_3_where_no_fit_is_usable(command):
+    done = command(
+        "run", "bimodal", "--fit", "reverse_kl", "--strict", "--draws", "200", "--quiet"
+    )
+    assert done.returncode == 3
+    assert done.stdout == ""
+
+
+NORMAL = "import numpyro, numpyro.distributions as dist\n"
+BAD_MODELS = {
+    "no model": ("x = 1\n", r"has no function 'model'.*add def model"),
+    "syntax error": ("def model(:\n", r"SyntaxError at bad\.py:1"),
+    "lacking argument": (
+        "def data(): return {'sigma': 1.0}\ndef model(sigma, y): ...\n",
+        r"data\(\) lacks 'y'.*return it too",
+    ),
+    "nan in data": (
+        "def data(): return {'y': [1.0, float('nan')]}\ndef model(y): ...\n",
+        r"y\[1\] is nan.*drop or impute",
+    ),
+    "nothing latent": (
+        NORMAL + "def model():\n    numpyro.sample('y', dist.Normal(0, 1), obs=1.0)\n",
+        r"no latent site.*without obs",
+    ),
+    "nan everywhere": (
+        NORMAL
+        + "def model():\n    x = numpyro.sample('x', dist.Normal(0, 1))\n"
+        + "    numpyro.factor('bad', x * float('nan'))\n",
+        r"finite at none of 100 starting points.*'bad'.*check",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_MODELS)
+def test_bad_models(command, tmp_path, case):
+    source, pattern = BAD_MODELS[case]
+    (tmp_path / "bad.py").write_text(source)
+    refused(command("run", "bad.py"), r"bad.*" + pattern, tmp_path)
+
+
+BAD_ARGUMENTS = {
+    "no such file": (["nowhere.py"], r"nowhere\.py.*bundled are bimodal"),
+    "unknown fit": (["bimodal", "--fit", "reverse"], r"'reverse'.*reverse_kl.*forward_kl"),
+    "unknown guide": (["bimodal", "--guide", "full"], r"'full'.*diagonal.*full_rank"),
+    "unknown reference": (["bimodal", "--reference", "mcmc"], r"'mcmc'.*quadrature.*smc"),
+    "negative draws": (["bimodal", "--draws", "-5"], r"--draws.*-5.*x>=100"),
+    "no budget": (["bimodal", "--budget", "0"], r"--budget.*x>0"),
+    "missing data file": (["eight_schools", "--data", "no.csv"], r"no such data file.*no\.csv"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARGUMENTS)
+def test_bad_arguments(command, tmp_path, case):
+    arguments, pattern = BAD_ARGUMENTS[case]
+    refused(command("run", *arguments), pattern, tmp_path)
+
+
+def test_a_text_column_where_numbers_are_needed(command, tmp_path):
+    (tmp_path / "schools.csv").write_text("y,sigma\n1.0,2.0\nthree,4.0\n")
+    done = command("run", "eight_schools", "--data", "schools.csv")
+    refused(done, r"schools\.csv.*'y', row 2 is 'three'.*recode", tmp_path)
+
+
+def refused(done, pattern, folder):
+    """One line that says what, where and the remedy; exit 2; nothing left behind."""
+    assert done.returncode == 2
+    lines = done.stderr.strip().splitlines()
+    said = [line for line in lines if line.startswith("vi-demo: ")]
+    assert lines[-1:] == said, done.stderr
+    assert re.search(pattern, said[0]), said[0]
+    assert "Traceback" not in done.stderr
+    assert not (folder / "runs").exists()
+
+
+def test_debug_shows_where(command, tmp_path):
+    (tmp_path / "bad.py").write_text("def model(:\n")
+    done = command("run", "bad.py", "--debug")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+
+
+def test_what_a_model_prints_is_kept_out_of_json(command, tmp_path):
+    source = NORMAL + "print('hello from the model')\n"
+    source += "def model():\n    numpyro.sample('x', dist.Normal(0, 1))\n"
+    (tmp_path / "chatty.py").write_text(source)
+    done = command("run", "chatty.py", "--fit", "forward_kl", "--draws", "200", "--json")
+    assert json.loads(done.stdout)["model"]["name"] == "chatty"
+    assert "hello from the model" in done.stderr
+
+
+def test_ctrl_c_leaves_nothing_and_exits_with_130(cache, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vi_demo", "run", "eight_schools"],
+        cwd=tmp_path,
+        env=cache,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stderr:
+        if line.startswith("reference:"):
+            break
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr.strip().splitlines()[-1].startswith("vi-demo: interrupted")
+    assert not (tmp_path / "runs").exists()

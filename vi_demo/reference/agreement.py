@@ -1,0 +1,80 @@
+"""Whether SMC and NUTS, which share nothing but the density, say the same of it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from arviz_stats.base import array_stats
+
+from vi_demo.divergences.estimators import Draws
+from vi_demo.reference import modes, nuts
+from vi_demo.target import Target
+
+SHIFT = 0.15  # sds by which they may differ, beyond their noise
+RATIO = 1.15  # and by which ratio of sds
+DIVERGENT = 0.05  # share of NUTS transitions above which it is no check
+RHAT, ESS = 1.02, 200  # beyond which chains do not mix
+
+
+class Agreement(NamedTuple):
+    """What speaks against SMC's draws, and where NUTS is too weak to say."""
+
+    against: list[str]
+    unchecked: list[str]
+
+
+def compare(target: Target, draws: Draws, chains: nuts.Chains, found: modes.Modes) -> Agreement:
+    """Compare SMC's draws with NUTS chains, mode by mode and coordinate by coordinate."""
+    against, unchecked = [], divergences(chains)
+    in_chains = modes.basins(target, found, chains.points.reshape(-1, target.dim))
+    in_chains = in_chains.reshape(chains.points.shape[:2])
+    in_draws = modes.basins(target, found, draws.points)
+    home = np.array([np.bincount(row).argmax() for row in in_chains])  # where a chain stays
+    for k in range(len(found.masses)):
+        stayed, within = chains.points[home == k], draws.points[in_draws == k]
+        if not len(stayed) or len(within) < 100:
+            continue  # nothing to compare
+        for i, name in enumerate(target.coordinate_names):
+            difference = differs(name, stayed[..., i], within[:, i])
+            weak = does_not_mix(name, stayed[..., i])
+            if difference:
+                (unchecked if weak else against).append(weak or difference)
+    strangers = int((home >= len(found.masses)).sum())
+    if strangers:
+        against.append(
+            f"{strangers} of {len(home)} NUTS chains stay where SMC saw next to nothing"
+        )
+    return Agreement(against, unchecked)
+
+
+def differs(name: str, chains: np.ndarray, draws: np.ndarray) -> str | None:
+    """How chains (chain, draw) and draws (n,) of a coordinate differ beyond their noise, if so."""
+    effective = {m: float(array_stats.ess(chains, method=m)) for m in ("mean", "sd")}
+    independent = len(draws) / 4  # particles share ancestors
+    sd = draws.std()
+    shift = abs(chains.mean() - draws.mean()) / sd
+    if shift > SHIFT + 3 * np.sqrt(1 / effective["mean"] + 1 / independent):
+        return f"NUTS puts the mean of {name} {shift:.1f} sd from where SMC does"
+    ratio = chains.std() / sd
+    noise = 3 * np.sqrt(0.5 / effective["sd"] + 0.5 / independent)
+    if abs(np.log(ratio)) > np.log(RATIO) + noise:
+        return f"NUTS finds {name} {ratio:.2f} times as wide as SMC does"
+    return None
+
+
+def does_not_mix(name: str, chains: np.ndarray) -> str | None:
+    """That chains (chain, draw) of a coordinate do not mix, if so (Vehtari et al. 2021)."""
+    rhat = float(array_stats.rhat(chains))
+    ess = float(min(array_stats.ess(chains, method=m) for m in ("bulk", "sd")))
+    if rhat <= RHAT and ess >= ESS:
+        return None
+    return f"NUTS does not mix in {name}: R-hat {rhat:.2f}, ESS {ess:.0f}"
+
+
+def divergences(chains: nuts.Chains) -> list[str]:
+    """That too many of NUTS's transitions diverged, if so."""
+    share = chains.divergent / chains.points[..., 0].size
+    if share <= DIVERGENT:
+        return []
+    return [f"{100 * share:.0f}% of NUTS transitions diverged: the density is too curved for it"]
