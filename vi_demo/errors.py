@@ -1,5 +1,37 @@
-"""The one error that is meant for people: the input cannot be used as it is."""
+"""The one error that is meant for people, and how other errors are told to them."""
+
+from __future__ import annotations
+
+import sysconfig
+import traceback
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
 
 
 class InputError(ValueError):
     """What is wrong, where, and the remedy, in one line; the command line exits with 2 on it."""
+
+
+def place_of(error: BaseException) -> str:
+    """The last line of the user's own code that an exception went through, as file:line."""
+    if isinstance(error, SyntaxError) and error.filename and Path(error.filename).is_file():
+        return f" at {Path(error.filename).name}:{error.lineno}"
+    stdlib, packages = sysconfig.get_path("stdlib"), {"site-packages", "dist-packages"}
+    theirs, installed = [], []
+    for frame in traceback.extract_tb(error.__traceback__):
+        if PACKAGE in Path(frame.filename).parents and "models" not in Path(frame.filename).parts:
+            continue
+        if packages & set(Path(frame.filename).parts):
+            installed.append(frame)
+        elif not frame.filename.startswith(("<", stdlib)):
+            theirs.append(frame)
+    # A model that is itself installed, a bundled one say, is the first of the installed files.
+    frames = theirs or installed[:1]
+    return f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+
+
+def text_of(error: BaseException) -> str:
+    """What an exception says, in one line."""
+    text = (error.msg or "") if isinstance(error, SyntaxError) else str(error)
+    return " ".join(text.split())[:300].rstrip(".;") or "no message"

@@ -29,7 +29,7 @@ from numpyro.distributions.transforms import biject_to
 from numpyro.infer.initialization import init_to_sample
 from numpyro.infer.util import compute_log_probs, initialize_model
 
-from vi_demo.errors import InputError
+from vi_demo.errors import InputError, place_of, text_of
 
 BATCH = 1024  # points evaluated at once
 
@@ -286,17 +286,8 @@ def _trace(model, data, key, name):
 
 
 def _where(error: Exception) -> str:
-    """An exception of the user's code in one line: what, and the last line of theirs it was on."""
-    frame, last = error.__traceback__, None
-    while frame is not None:
-        file = frame.tb_frame.f_code.co_filename
-        if "site-packages" not in file and "vi_demo" not in frame.tb_frame.f_globals.get(
-            "__name__", ""
-        ):
-            last = f" at {file.rsplit('/', 1)[-1]}:{frame.tb_lineno}"
-        frame = frame.tb_next
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}{last or ''}: {text[:300]}"
+    """An exception of the user's code in one line: what, where in their code, and its words."""
+    return f"{type(error).__name__}{place_of(error)}: {text_of(error)}"
 
 
 def _refuse_unusable(latent, name):
