@@ -14,8 +14,6 @@ import vi_demo
 from vi_demo import cli, fitting, guides, loading
 from vi_demo import reference as references
 
-NEEDS_JAX = ["nothing latent", "nan everywhere"]
-
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
@@ -195,6 +193,19 @@ def refused(done, pattern, folder):
     assert re.search(pattern, said[0]), said[0]
     assert "Traceback" not in done.stderr
     assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize(("switch", "kept"), [("", "True"), ("off", "False")])
+def test_the_compilation_cache_can_be_turned_off(tmp_path, switch, kept):
+    code = """
+import vi_demo.cli, jax
+vi_demo.cli.prepare_jax()
+jax.jit(lambda x: x + 1)(1.0)
+"""
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "VI_DEMO_CACHE": switch}
+    env.pop("JAX_COMPILATION_CACHE_DIR", None)
+    subprocess.run([sys.executable, "-c", code], env=env, check=True)
+    assert str(any(tmp_path.rglob("*-cache"))) == kept
 
 
 def test_debug_shows_where(command, tmp_path):
