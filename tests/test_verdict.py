@@ -23,8 +23,9 @@ GOOD = {
 
 def figures(**changes):
     known = GOOD | changes
+    labels = {"x": ["x[A]", "x[B]"] if np.ndim(known["sites"]["x"]["sd_ratio"]) else ["x"]}
     points = np.zeros((10, 2))
-    return Figures(points=points, log_p=np.zeros(10), log_q=np.zeros(10), **known)
+    return Figures(points=points, log_p=np.zeros(10), log_q=np.zeros(10), labels=labels, **known)
 
 
 def site(error, ratio):
@@ -58,7 +59,7 @@ CASES = {
     "too narrow, but weights carry it": (
         {"sites": site([0.0, 0.0], [0.6, 1.0])},
         "correctable",
-        "x[0] is too narrow: 0.60",
+        "x[A] is too narrow: 0.60",
     ),
     "a shifted mean": ({"sites": site(0.4, 1.0)}, "correctable", "mean of x is off by 0.40"),
     "right moments, wrong shape": (

@@ -30,7 +30,7 @@ class Figures:
 
     `points` (S, d) are draws of the guide on R^d with `log_p` (unnormalised) and `log_q`.
     `sites` holds for each site the error of its mean in reference sds, absolute, and the ratio
-    of its sd to the reference's.
+    of its sd to the reference's; `labels` how to write each entry of a site.
     """
 
     points: np.ndarray
@@ -48,6 +48,7 @@ class Figures:
     mass_covered: float | None = None
     missed: tuple[float, ...] = ()
     sites: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    labels: dict[str, list[str]] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
 
 
@@ -67,7 +68,7 @@ def measure(target: Target, guide, reference: Reference, key: jax.Array, draws: 
         known |= energies(target, guide, log_prob, points, log_p, log_q, reference, reasons)
         known |= coverage(target, points, reference, reasons)
     known["sites"] = site_errors(target, points, reference, reasons)
-    return Figures(**known, reasons=reasons)
+    return Figures(**known, labels=target.labels, reasons=reasons)
 
 
 def importance(log_weights: np.ndarray, draws: int, reasons: dict) -> dict:

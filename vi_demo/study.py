@@ -77,7 +77,12 @@ def run(
     text = record.to_json(
         {
             "schema": record.SCHEMA,
-            "model": {"name": target.name, "dim": target.dim, "sites": target.sites},
+            "model": {
+                "name": target.name,
+                "dim": target.dim,
+                "sites": target.sites,
+                "labels": target.labels,
+            },
             "settings": {
                 "seed": seed,
                 "draws": draws,

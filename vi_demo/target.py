@@ -102,6 +102,21 @@ class Target:
             for index in np.ndindex(shape.shape)
         ]
 
+    @cached_property
+    def labels(self) -> dict[str, list[str]]:
+        """How people write each entry of each site, by its coordinates: `theta[A]`, or `mu`."""
+
+        def entry(name, index):
+            dims = self.dims.get(name, ())
+            known = [self.coords.get(dim) for dim in dims] + [None] * len(index)
+            parts = [
+                str(labels[i]) if labels is not None and len(labels) == size else str(i)
+                for labels, i, size in zip(known, index, self.sites[name], strict=False)
+            ]
+            return f"{name}[{', '.join(parts)}]" if parts else name
+
+        return {k: [entry(k, i) for i in np.ndindex(shape)] for k, shape in self.sites.items()}
+
     def start_points(self, key: Array, number: int, candidates: int = 16) -> Array:
         """Dispersed points (number, d) to begin from, each the likeliest of a few candidates.
 

@@ -92,11 +92,15 @@ def missed_modes(figures: Figures) -> tuple[str, ...]:
 def wrong_sites(figures: Figures) -> tuple[str, ...]:
     """The worst mean, the narrowest and the widest site, where they are off."""
     entries = [
-        (label(name, index, error.shape), float(error[index]), float(ratio[index]))
+        entry
         for name, site in figures.sites.items()
-        for error, ratio in [(np.asarray(site["mean_error_in_sd"]), np.asarray(site["sd_ratio"]))]
-        for index in np.ndindex(error.shape)
-        if np.isfinite(error[index]) and np.isfinite(ratio[index])
+        for entry in zip(
+            figures.labels[name],
+            np.ravel(site["mean_error_in_sd"]),
+            np.ravel(site["sd_ratio"]),
+            strict=True,
+        )
+        if np.isfinite(entry[1:]).all()
     ]
     if not entries:
         return ()
@@ -110,11 +114,6 @@ def wrong_sites(figures: Figures) -> tuple[str, ...]:
     if wide[2] > SD_RATIO:
         reasons.append(f"{wide[0]} is too wide: {wide[2]:.2f} times the posterior's sd")
     return tuple(reasons)
-
-
-def label(name: str, index: tuple[int, ...], shape: tuple[int, ...]) -> str:
-    """A site's entry as one writes it: theta[3]."""
-    return f"{name}[{', '.join(map(str, index))}]" if shape else name
 
 
 def far_apart(figures: Figures) -> tuple[str, ...]:

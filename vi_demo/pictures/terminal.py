@@ -121,7 +121,7 @@ def table(summary: dict) -> Table:
     for name in summary["fits"]:
         grid.add_column(name_of(name), justify="right", no_wrap=True)
     grid.add_row("verdict", *(Text(f["verdict"], style=COLOURS[f["verdict"]]) for f in fits))
-    modes = len(summary["reference"]["modes"])
+    modes, labels = len(summary["reference"]["modes"]), summary["model"]["labels"]
     rows = {
         "ELBO": lambda f: with_error(f["elbo"]),
         "EUBO": lambda f: with_error(f["eubo"]),
@@ -133,16 +133,17 @@ def table(summary: dict) -> Table:
         f"effective draws of {summary['settings']['draws']:,}": lambda f: number(f["ess"], 0),
         "modes covered": lambda f: f"{f['modes_covered']} of {modes}" if modes else "–",
         "mass covered": lambda f: "–" if f["mass_covered"] is None else f"{f['mass_covered']:.0%}",
-        "worst mean, posterior sds off": lambda f: worst(f, "mean_error_in_sd", np.argmax),
-        "narrowest, ratio of sds": lambda f: worst(f, "sd_ratio", np.argmin),
-        "widest, ratio of sds": lambda f: worst(f, "sd_ratio", np.argmax),
+        "worst mean, posterior sds off": lambda f: worst(f, labels, "mean_error_in_sd", np.argmax),
+        "narrowest, ratio of sds": lambda f: worst(f, labels, "sd_ratio", np.argmin),
+        "widest, ratio of sds": lambda f: worst(f, labels, "sd_ratio", np.argmax),
         "fit": lambda f: f"{f['status']}, {f['steps']:,} steps",
         "seconds, compiling + running": lambda f: (
             f"{f['seconds']['compile']:.1f} + {f['seconds']['run']:.1f}"
         ),
     }
     for label, cell in rows.items():
-        grid.add_row(label, *(cell(f) for f in fits))
+        # As Text, in which mu[a] is no markup.
+        grid.add_row(label, *(Text(cell(f)) for f in fits))
     return grid
 
 
@@ -165,18 +166,18 @@ def with_error(estimate: dict | None) -> str:
     return f"{number(estimate['value'], digits)} ± {error:.{digits}f}"
 
 
-def worst(fit: dict, figure: str, which: Callable) -> str:
-    """The most extreme entry of a figure over all sites, with the site's name."""
+def worst(fit: dict, labels: dict, figure: str, which: Callable) -> str:
+    """The most extreme entry of a figure over all sites, with its label."""
     entries = [
-        (value, f"{name}[{', '.join(map(str, index))}]" if index else name)
+        (value, label)
         for name, site in fit["sites"].items()
-        for index, value in np.ndenumerate(np.asarray(site[figure], dtype=float))
-        if np.isfinite(value)
+        for value, label in zip(np.ravel(site[figure]), labels[name], strict=True)
+        if value is not None and np.isfinite(float(value))
     ]
     if not entries:
         return "–"
     value, label = entries[int(which([v for v, _ in entries]))]
-    return f"{label} {number(value, 2)}"
+    return f"{label} {number(float(value), 2)}"
 
 
 def verdict_lines(name: str, fit: dict) -> Iterator[Text]:

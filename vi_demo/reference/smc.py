@@ -27,8 +27,8 @@ from vi_demo.divergences.estimators import Draws, Estimate, expectation
 from vi_demo.target import Start, Target, finite_or_minus_inf
 
 TARGET_ESS = 0.6  # share of the particles that a rise of β leaves effective
-MOVES = 4  # at each β
-SETTLING = 2  # rounds of moves more at β = 1
+MOVES = 2  # at each β
+SETTLING = 4  # rounds of moves more at β = 1
 MAX_LEAPFROGS = 16
 TRAJECTORY = 1.6  # in posterior sds, a quarter turn: as many leapfrog steps as that takes
 ACCEPTANCE = 0.8
