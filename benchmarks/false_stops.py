@@ -49,6 +49,16 @@ def banana():
     return Target.from_log_density(log_density, 2, name="banana"), None
 
 
+def two_modes(separation):
+    """Two modes just near enough for one guide to cover both: the ELBO is nearly flat."""
+
+    def log_density(z):
+        left, right = (dist.Normal(m, 1.0).log_prob(z[0]) for m in (-separation, separation))
+        return jnp.logaddexp(left, right) - jnp.log(2.0) + dist.Normal(0, 1).log_prob(z[1])
+
+    return Target.from_log_density(log_density, 2, name=f"modes at ±{separation}"), None
+
+
 def bundled(name):
     """One of the models that come with the project."""
     loaded = loading.load(name)
@@ -63,6 +73,7 @@ PANEL = (
     lambda: gaussian("sds from 0.01 to 100, d=5", np.diag(np.logspace(-4, 4, 5))),
     lambda: gaussian("standard normal, d=30", np.eye(30)),
     banana,
+    lambda: two_modes(2.5),
     lambda: bundled("bimodal"),
     lambda: bundled("eight_schools"),
     lambda: bundled("vote"),

@@ -74,6 +74,26 @@ def test_models_are_listed_with_their_first_line(command):
     assert "Two modes: half a Gaussian" in lines[0]
 
 
+def unused(separation=4.0):
+    """A model whose arguments are misspelt below."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        ({"model": unused, "data": {"sep": 1}}, r"'sep'.*keyword arguments of model"),
+        ({"model": 3}, r"not of type int"),
+        ({"model": "nowhere.py"}, r"no such model or file"),
+        ({"model": unused, "fits": "reverse"}, r"'reverse'.*reverse_kl"),
+        ({"model": unused, "guide": "full"}, r"'full'.*full_rank"),
+        ({"model": unused, "draws": 1}, r"at least 100"),
+    ],
+)
+def test_misuse_from_python_is_told_in_one_line(arguments, pattern):
+    with pytest.raises(vi_demo.InputError, match=pattern):
+        vi_demo.run(**arguments)
+
+
 def test_every_public_name_is_there():
     for name in vi_demo.__all__:
         assert getattr(vi_demo, name) is not None

@@ -104,30 +104,31 @@ def run(model, data, fits, out, as_json, quiet, strict, debug, **settings) -> in
     from vi_demo import loading
     from vi_demo.pictures import terminal
 
-    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+    aside = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+    with aside, terminal.progress(quiet) as report:
+        report("start", 0.0, f"importing {model} and what it needs")
         loaded = loading.load(model, data)
         out = Path(out or Path("runs") / loaded.name)
-        with terminal.progress(quiet) as report:
-            report("start", 0.0, "importing JAX and NumPyro")
-            prepare_jax()
-            from vi_demo import results, study
+        report("start", 0.5, "importing JAX and NumPyro")
+        prepare_jax()
+        from vi_demo import results, study
 
-            tree = study.run(
-                loaded.model,
-                loaded.data,
-                name=loaded.name,
-                coords=loaded.coords,
-                dims=loaded.dims,
-                fits=tuple(dict.fromkeys(fits)) or FITS,
-                report=report,
-                **settings,
-            )
-            report("save", 0.0, "drawing")
-            from vi_demo.pictures import figures
+        tree = study.run(
+            loaded.model,
+            loaded.data,
+            name=loaded.name,
+            coords=loaded.coords,
+            dims=loaded.dims,
+            fits=tuple(dict.fromkeys(fits)) or FITS,
+            report=report,
+            **settings,
+        )
+        report("save", 0.0, "drawing")
+        from vi_demo.pictures import figures
 
-            pictures = {"fit.png": lambda path: figures.save(figures.fit_figure(tree), path)}
-            results.save(tree, out, pictures)
-            report("save", 1.0, str(out))
+        pictures = {"fit.png": lambda path: figures.save(figures.fit_figure(tree), path)}
+        results.save(tree, out, pictures)
+        report("save", 1.0, str(out))
     summary = results.summary(tree)
     if as_json:
         click.echo(tree.attrs["summary"])

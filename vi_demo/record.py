@@ -73,7 +73,7 @@ def fit_tree(target: Target, fit: Fit, figures: Figures, draws: int) -> xr.DataT
         covariance = np.diag(np.asarray(q.variance)) if covariance is None else covariance
         guide["mean"] = ("coordinate", np.asarray(q.mean))
         guide["covariance"] = (("coordinate", "coordinate_2"), np.asarray(covariance))
-    names = {"coordinate": target.coordinate_names}
+    names = dict.fromkeys(("coordinate", "coordinate_2"), target.coordinate_names)
     tree["guide"] = xr.DataTree(xr.Dataset(guide, coords=names, attrs={"family": fit.family.name}))
     tree["history"] = xr.DataTree(history(fit))
     if fit.restarts:
@@ -154,7 +154,9 @@ def fit_summary(fit: Fit, figures: Figures, verdict: Verdict) -> dict:
         "measured": fit.measured,
         "elbo": estimate(figures.elbo, reasons, "elbo"),
         "eubo": estimate(figures.eubo, reasons, "eubo"),
-        "importance_log_evidence": estimate(figures.importance_log_evidence, reasons, "ess"),
+        "importance_log_evidence": estimate(
+            figures.importance_log_evidence, reasons, "importance_log_evidence", "ess"
+        ),
         "divergences": {
             name: estimate(value, reasons, name, "divergences")
             for name, value in figures.divergences.items()

@@ -18,6 +18,8 @@ SUMMARY = "summary.json"
 
 def summary(run: xr.DataTree) -> dict:
     """All figures of a run, as `summary.json` holds them; divergences in nats."""
+    if "summary" not in run.attrs:
+        raise InputError("this tree is not a whole run; pass what vi_demo.run or load returned.")
     return json.loads(run.attrs["summary"])
 
 

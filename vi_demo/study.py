@@ -6,12 +6,14 @@ import importlib.metadata
 import sys
 import zlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from vi_demo import fitting, guides, record
+from vi_demo import fitting, guides, loading, record
 from vi_demo import reference as references
 from vi_demo.diagnostics import measure
 from vi_demo.divergences.estimators import resample
@@ -27,39 +29,41 @@ PACKAGES = ("vi-demo", "numpyro", "jax", "arviz", "blackjax", "optax", "numpy")
 
 
 def run(
-    model: Target | Callable,
+    model: Target | Callable | str | Path,
     data: dict | None = None,
     *,
-    fits: Sequence[str] = fitting.DEFAULT,
+    fits: str | Sequence[str] = fitting.DEFAULT,
     guide: str = "full_rank",
     reference: str = "auto",
     seed: int = 0,
     draws: int = DRAWS,
     budget: float = BUDGET,
     report: Report = silent,
-    **target_options,
+    name: str | None = None,
+    coords: dict | None = None,
+    dims: dict | None = None,
 ) -> xr.DataTree:
     """Fit a model under several divergences and measure each fit against a reference.
 
-    `model` is a NumPyro model with `data`, its keyword arguments, or a `Target`. Returns an
-    ArviZ DataTree with a sub-tree a fit, `run["reverse_kl"]`, which ArviZ's functions take as
-    it is; `summary(run)` gives all figures, in nats. `report(phase, share, text)` is called as
-    the work goes on. Raises `InputError` where the input cannot be used.
+    `model` is a NumPyro model with `data`, its keyword arguments, a `Target`, or whatever
+    `vi-demo run` takes, such as a file's path. Returns an ArviZ DataTree with a sub-tree a fit,
+    `run["reverse_kl"]`, which ArviZ's functions take as it is; `summary(run)` gives all
+    figures, in nats. `report(phase, share, text)` is called as the work goes on. Raises
+    `InputError` where the input cannot be used.
     """
+    fits = (fits,) if isinstance(fits, str) else tuple(fits)
     check_settings(fits, reference, draws, budget)
     family = guides.family(guide)
-    target = model
-    if not isinstance(model, Target):
-        report("model", 0.0, "reading the model")
-        target = Target.from_numpyro(model, data, **target_options)
-    elif data is not None:
-        raise InputError(f"{target.name}: a Target has its data already; leave data out.")
+    report("model", 0.0, "reading the model")
+    target = as_target(model, data, name=name, coords=coords, dims=dims)
     fitters = {name: fitting.fitter_for(name, target) for name in fits}
     key = jax.random.key(seed)
+    report("reference", 0.0, "compiling")
     truth = references.build(target, reference, part(key, "reference"), budget, report)
     report("reference", 1.0, truth.method)
     parts, entries, seen = {}, {}, []
     for name, fitter in fitters.items():
+        report(name, 0.0, "compiling")
         fit = fitter(target, family, part(key, name), report)
         report(name, 1.0, "measuring")
         figures = measure(target, fit.guide, truth, part(key, f"measure {name}"), draws)
@@ -89,6 +93,7 @@ def run(
                 "guide": guide,
                 "reference": reference,
                 "budget": budget,
+                "precision": str(jnp.zeros(()).dtype),
                 "versions": versions(),
             },
             "reference": record.reference_summary(target, truth),
@@ -98,6 +103,26 @@ def run(
     tree = xr.DataTree(children=parts)
     tree.attrs |= {"schema": record.SCHEMA, "summary": text}
     return tree
+
+
+def as_target(model, data, **labels) -> Target:
+    """The target of whatever stands for a model."""
+    if isinstance(model, Target):
+        if data is not None:
+            raise InputError(f"{model.name}: a Target has its data already; leave data out.")
+        return model
+    if isinstance(model, str | Path):
+        loaded = loading.load(str(model))
+        data = loaded.data if data is None else data
+        own = {"name": loaded.name, "coords": loaded.coords, "dims": loaded.dims}
+        labels = own | {k: v for k, v in labels.items() if v is not None}
+        return Target.from_numpyro(loaded.model, data, **labels)
+    if not callable(model):
+        raise InputError(
+            "a model is a function, a Target or the path of a file, not of type "
+            f"{type(model).__name__}."
+        )
+    return Target.from_numpyro(model, data, **labels)
 
 
 def check_settings(fits, reference, draws, budget) -> None:

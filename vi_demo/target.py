@@ -10,6 +10,7 @@ place where points are batched, in slices of bounded memory.
 
 from __future__ import annotations
 
+import inspect
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -217,6 +218,7 @@ class Target:
         """
         name = name or getattr(model, "__name__", "model")
         data = dict(data or {})
+        _refuse_misfit(model, data, name)
         key = jax.random.key(seed)
         trace = _trace(model, data, key, name)
         latent = {
@@ -303,6 +305,16 @@ def _trace(model, data, key, name):
 def _where(error: Exception) -> str:
     """An exception of the user's code in one line: what, where in their code, and its words."""
     return f"{type(error).__name__}{place_of(error)}: {text_of(error)}"
+
+
+def _refuse_misfit(model, data, name):
+    """Data that the model cannot be called with, before NumPyro's handlers hide whose fault."""
+    try:
+        inspect.signature(model).bind(**data)
+    except TypeError as error:
+        raise InputError(f"{name}: {error}; data are the keyword arguments of model.") from error
+    except ValueError:
+        pass  # some callables do not say what they take
 
 
 def _refuse_unusable(latent, name):
