@@ -183,11 +183,12 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
         return Assessment(None, state.rounds / MAX_ROUNDS, text)
 
     def finish(state):
+        tail = {"khat": state.khat} if np.isfinite(state.khat) else {}  # none on SMC's draws
         return {
             "params": state.params,
             "steps": state.rounds,
             "evaluations": state.evaluations,
-            "measured": {"ess": state.ess, "khat": state.khat, "error": noise(state)},
+            "measured": {"ess": state.ess, "error": noise(state)} | tail,
         }
 
     return Fitter("moment_matching", init, advance, assess, finish)
