@@ -129,7 +129,7 @@ def test_one_fit_without_reference_strictly(command, tmp_path):
         *("run", "bimodal", "--fit", "reverse_kl", "--guide", "diagonal", "--reference", "none"),
         *("--strict", "--out", "here"),
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 3, done.stderr
     assert "no reference" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
     summary = json.loads((tmp_path / "here/summary.json").read_text())
@@ -138,7 +138,8 @@ def test_one_fit_without_reference_strictly(command, tmp_path):
     found = summary["fits"][name]
     assert found["eubo"] == {"value": None, "mcse": None, "reason": "there is no reference"}
     assert found["modes_covered"] is None
-    assert found["verdict"] == "correctable"
+    assert found["verdict"] == "unreliable"
+    assert "a missed mode would go unseen" in found["reasons"][0]
 
 
 def test_strict_exits_with_3_where_no_fit_is_usable(command):
@@ -196,6 +197,13 @@ BAD_ARGUMENTS = {
 def test_bad_arguments(command, tmp_path, case):
     arguments, pattern = BAD_ARGUMENTS[case]
     refused(command("run", *arguments), pattern, tmp_path)
+
+
+def test_an_out_that_is_a_file_is_refused_at_once(command, tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    done = command("run", "bimodal", "--out", "taken/here")
+    refused(done, r"taken is a file, not a folder.*--out", tmp_path)
+    assert (tmp_path / "taken").read_text() == "mine"
 
 
 def test_a_text_column_where_numbers_are_needed(command, tmp_path):

@@ -59,6 +59,18 @@ def test_far_ratios_do_not_overflow(f):
     assert values == pytest.approx(limits[f], rel=1e-9)
 
 
+def test_where_one_has_no_mass_at_all():
+    """At r = ±∞ every generator has its limit, infinite or not, and never NaN."""
+    limits = {
+        reverse_kl: (np.inf, 2.0),
+        forward_kl: (2.0, np.inf),
+        jensen_shannon: (np.log(2), np.log(2)),
+        total_variation: (1.0, 1.0),
+    }
+    for f, expected in limits.items():
+        assert [float(f(jnp.array(r))) for r in (-jnp.inf, jnp.inf)] == pytest.approx(expected)
+
+
 def gaussian_pair(mean, sd):
     """The target N(0, 1) and the guide N(mean, sd²)."""
     return stats.norm(0, 1), stats.norm(mean, sd)

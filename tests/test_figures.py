@@ -56,7 +56,7 @@ def make_run(fits, reference=None, landscape=None, scale=lambda x: x, labels=Non
         children["landscape"] = xr.DataTree(grid)
     entry = {
         "verdict": "unreliable",
-        "reasons": ["the mean of x[1] is off by 0.97 posterior sds", "and more"],
+        "reasons": ["the mean of x[B] is off by 0.97 posterior sds", "and more"],
         "divergences": {
             "reverse_kl": {"value": 0.693, "mcse": 1e-9},
             "forward_kl": {"value": None, "mcse": None, "reason": "not measured"},

@@ -137,6 +137,21 @@ target = vi_demo.Target.from_log_density(lambda z: -z @ z, 1)
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_masked_prior_is_not_drawn_from():
+    def model():
+        with numpyro.handlers.mask(mask=False):
+            x = numpyro.sample("x", dist.Normal(0, 1))
+        numpyro.factor("f", -((x - 3.0) ** 2))
+
+    assert Target.from_numpyro(model).prior is None
+
+
+def test_draws_of_one_variable():
+    assert Target.from_draws(np.arange(10.0)).sites == {"x": ()}
+    with pytest.raises(InputError, match="too few"):
+        Target.from_draws(np.zeros((1, 3)))
+
+
 def nothing_latent(y=1.0):
     numpyro.sample("y", dist.Normal(0, 1), obs=y)
 

@@ -101,7 +101,7 @@ def run(model, data, fits, out, as_json, quiet, strict, debug, **settings) -> in
 
     MODEL is path/file.py[:function], package.module:function or the name of a bundled model.
     """
-    from vi_demo import loading
+    from vi_demo import loading, results
     from vi_demo.pictures import terminal
 
     aside = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
@@ -109,9 +109,10 @@ def run(model, data, fits, out, as_json, quiet, strict, debug, **settings) -> in
         report("start", 0.0, f"importing {model} and what it needs")
         loaded = loading.load(model, data)
         out = Path(out or Path("runs") / loaded.name)
+        results.check_folder(out)
         report("start", 0.5, "importing JAX and NumPyro")
         prepare_jax()
-        from vi_demo import results, study
+        from vi_demo import study
 
         tree = study.run(
             loaded.model,

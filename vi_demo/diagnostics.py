@@ -21,6 +21,7 @@ from vi_demo.target import Target, batched
 
 KHAT_DRAWS = 10_000  # k-hat spreads by ±0.1 even then (Vehtari et al. 2024)
 MODE_DRAWS = 4_000
+CONSTANT = 1e-9  # relative sd below which an entry of a site does not vary
 COVERED = 0.1  # of a mode's mass that the guide must put in its basin
 
 
@@ -60,7 +61,15 @@ def measure(target: Target, guide, reference: Reference, key: jax.Array, draws: 
     log_q = np.asarray(log_prob(points))
     known = {"points": points, "log_q": log_q, "log_p": None}
     if target.log_density is None:
-        for name in ("elbo", "eubo", "divergences", "khat", "ess", "modes_covered"):
+        for name in (
+            "elbo",
+            "eubo",
+            "divergences",
+            "khat",
+            "ess",
+            "modes_covered",
+            "mass_covered",
+        ):
             reasons[name] = "the target is only draws, so its density is unknown"
     else:
         log_p = np.asarray(target.log_densities(points))
@@ -84,7 +93,9 @@ def importance(log_weights: np.ndarray, draws: int, reasons: dict) -> dict:
     share = estimators.effective_sample_size(log_weights) / size
     evidence = importance_evidence(log_weights)
     if evidence is None:
-        reasons["importance_log_evidence"] = "k-hat is above 1: the weights have no finite mean"
+        reasons["importance_log_evidence"] = (
+            "the weights are too heavy-tailed to average from these draws"
+        )
     known["importance_log_evidence"] = evidence
     kept = log_weights[:draws]
     ess = estimators.effective_sample_size(kept) if np.isfinite(kept).any() else 0.0
@@ -105,7 +116,9 @@ def importance_evidence(log_weights: np.ndarray) -> Estimate | None:
     error = w.std() / plain / np.sqrt(size)
     number = int(min(0.2 * size, 3 * np.sqrt(size)))
     tail, threshold = w[-number:], w[-number - 1]
-    if number < 25 or np.ptp(np.log(tail)) < 1e-6:
+    if threshold <= 0:  # nearly all the weight is on less than the tail
+        return None
+    if number < 25 or tail[-1] / threshold - 1 < 1e-6:
         return Estimate(float(top + np.log(plain)), float(error))
     k, sigma = generalised_pareto(tail - threshold)
     if k >= 1:
@@ -188,14 +201,15 @@ def energies(target, guide, log_prob, points, log_p, log_q, reference, reasons) 
         if np.isfinite(value.value):
             known["divergences"][f.__name__] = value
         else:
-            reasons[f.__name__] = "infinite: one has mass where the other has none"
+            words = "infinite: one has mass where the other has none"
+            reasons[f.__name__] = words if value.value == np.inf else "not a number"
     return known
 
 
 def coverage(target, points, reference, reasons) -> dict:
     """Which of the reference's modes hold a fair share of the guide's draws."""
     if reference.modes is None:
-        reasons["modes_covered"] = "there is no reference"
+        reasons["modes_covered"] = reasons["mass_covered"] = "there is no reference"
         return {}
     where = modality.basins(target, reference.modes, points[:MODE_DRAWS])
     masses = np.array([m.value for m in reference.modes.masses])
@@ -219,9 +233,15 @@ def site_errors(target, points, reference, reasons) -> dict:
     for name in target.sites:
         mean, sd = mean_and_sd(np.asarray(theirs[name]), reference.draws)
         our_mean, our_sd = mean_and_sd(np.asarray(ours[name]), equal_weights(points))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            error, ratio = np.abs(our_mean - mean) / sd, our_sd / sd
-        sites[name] = {"mean_error_in_sd": error, "sd_ratio": ratio}
+        # Entries that the support fixes, such as a zero of a Cholesky factor, have no sd.
+        varies = sd > CONSTANT * np.maximum(np.abs(mean), 1.0)
+        unit = np.where(varies, sd, 1.0)
+        sites[name] = {
+            "mean_error_in_sd": np.where(varies, np.abs(our_mean - mean) / unit, np.nan),
+            "sd_ratio": np.where(varies, our_sd / unit, np.nan),
+        }
+        if not varies.all():
+            reasons.setdefault("sites", "entries that are constant have no sd to compare with")
     return sites
 
 

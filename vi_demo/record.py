@@ -22,12 +22,14 @@ import xarray as xr
 
 from vi_demo.diagnostics import Figures
 from vi_demo.divergences.estimators import Estimate
+from vi_demo.divergences.generators import F_DIVERGENCES
 from vi_demo.fitting.runner import Fit
 from vi_demo.reference import Reference, quadrature
 from vi_demo.target import Target
 from vi_demo.verdict import Verdict
 
 SCHEMA = 1
+DIVERGENCES = [f.__name__ for f in F_DIVERGENCES]
 MOST_LIKELIHOOD_TERMS = 20_000_000  # draws × rows kept; more would fill the disk
 MOST_COVARIANCE = 200  # dimensions up to which a guide's covariance is kept
 PATH_POINTS = 400
@@ -159,7 +161,7 @@ def fit_summary(fit: Fit, figures: Figures, verdict: Verdict) -> dict:
         ),
         "divergences": {
             name: estimate(value, reasons, name, "divergences")
-            for name, value in figures.divergences.items()
+            for name, value in {**dict.fromkeys(DIVERGENCES), **figures.divergences}.items()
         },
         "khat": figures.khat,
         "khat_threshold": figures.khat_threshold,
@@ -168,8 +170,8 @@ def fit_summary(fit: Fit, figures: Figures, verdict: Verdict) -> dict:
         "mass_covered": figures.mass_covered,
         "sites": figures.sites,
     }
-    for name in ("khat", "ess", "modes_covered", "divergences", "sites"):
-        if not entry[name] and name in reasons:
+    for name in ("khat", "ess", "modes_covered", "mass_covered", "sites"):
+        if name in reasons and (name == "sites" or not entry[name]):
             entry[f"{name}_reason"] = reasons[name]
     return entry | verdict._asdict()
 

@@ -23,6 +23,17 @@ def summary(run: xr.DataTree) -> dict:
     return json.loads(run.attrs["summary"])
 
 
+def check_folder(folder: str | Path) -> None:
+    """Refuse a place that no folder can be made at, before anything is computed."""
+    nearest = Path(folder)
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise InputError(f"{nearest} is a file, not a folder; name another with --out.")
+    if not os.access(nearest, os.W_OK):
+        raise InputError(f"{nearest} cannot be written to; name another with --out.")
+
+
 def save(
     run: xr.DataTree, folder: str | Path, pictures: dict[str, Callable] | None = None
 ) -> Path:

@@ -177,7 +177,7 @@ class Target:
         """
         if not hasattr(draws, "children"):
             flat = np.asarray(draws, dtype=float)
-            sites = {"x": flat.shape[-1:]}
+            sites = {"x": flat.shape[-1:] if flat.ndim > 1 else ()}
             flat = flat.reshape(-1, flat.shape[-1]) if flat.ndim > 1 else flat.reshape(-1, 1)
         else:
             if "posterior" not in draws.children:
@@ -186,10 +186,11 @@ class Target:
             arrays = {str(k): v.transpose("sample", ...) for k, v in stacked.data_vars.items()}
             sites = {k: v.shape[1:] for k, v in arrays.items()}
             flat = np.concatenate([v.values.reshape(len(v), -1) for v in arrays.values()], 1)
+        if len(flat) < 2:
+            raise InputError(f"{name}: {len(flat)} draws are too few to fit anything to.")
         if not np.isfinite(flat).all():
             row = int(np.argwhere(~np.isfinite(flat))[0, 0])
             raise InputError(f"{name}: draw {row} is not finite; drop it or find out why.")
-        sites = sites if flat.shape[-1] > 1 or len(sites["x"]) else {"x": ()}
         return cls(
             name=name,
             dim=flat.shape[-1],
@@ -367,9 +368,9 @@ def _prior(model, data, latent, log_prior) -> Start | None:
     """The model's prior as a start, or None where it is improper, scaled or cannot be drawn."""
 
     def proper(fn):
-        while hasattr(fn, "base_dist"):
+        while hasattr(fn, "base_dist") and not isinstance(fn, dist.MaskedDistribution):
             fn = fn.base_dist
-        return not isinstance(fn, dist.ImproperUniform)
+        return not isinstance(fn, dist.ImproperUniform | dist.MaskedDistribution)
 
     if any(site["scale"] is not None or not proper(site["fn"]) for site in latent.values()):
         return None

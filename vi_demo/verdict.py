@@ -19,7 +19,7 @@ MEAN_ERROR = 0.1  # reference sds
 SD_RATIO = 1.1
 TOTAL_VARIATION = 0.1
 LEAST_ESS = 100
-CONSTANT_WEIGHTS = 0.99  # ESS / draws above which k-hat is not to be believed
+CONSTANT_WEIGHTS = 0.95  # ESS / draws above which k-hat is not to be believed
 
 
 class Verdict(NamedTuple):
@@ -35,12 +35,16 @@ def judge(
 ) -> Verdict:
     """The verdict on a fit from its figures, its status, and the reference's method and doubts."""
     if status == "failed":
-        return Verdict("unreliable", ("the fit failed: its ELBO is not finite",), ADVICE["failed"])
+        return Verdict(
+            "unreliable", ("the fit failed: its objective is not finite",), ADVICE["failed"]
+        )
     missed = missed_modes(figures)
     wrong = wrong_sites(figures) + far_apart(figures)
     carried, weak = weights_carry(figures)
     doubt = tuple(f"the reference is not to be trusted: {d}" for d in doubts)
-    unsettled = ("the fit ran out of steps before it settled",) if status == "stopped" else ()
+    if method == "none":
+        doubt = ("there is no reference, so a missed mode would go unseen",)
+    unsettled = ("the fit stopped before it settled",) if status == "stopped" else ()
     if missed:
         advice = ADVICE["missed_forward" if fit == "forward_kl" else "missed"]
         return Verdict("unreliable", (*missed, *wrong, *doubt), advice)
@@ -48,8 +52,10 @@ def judge(
         return by_draws_alone(wrong, unsettled)
     if not carried:
         return Verdict("unreliable", (*weak, *wrong, *doubt, *unsettled), ADVICE["weights"])
-    if wrong or doubt or unsettled:
-        return Verdict("correctable", (*wrong, *doubt, *unsettled), ADVICE["correctable"])
+    if doubt:
+        return Verdict("unreliable", (*doubt, *wrong, *unsettled), ADVICE["unchecked"])
+    if wrong or unsettled:
+        return Verdict("correctable", (*wrong, *unsettled), ADVICE["correctable"])
     return Verdict("reliable", passed(figures), ADVICE["reliable"])
 
 
@@ -67,6 +73,10 @@ ADVICE = {
     "weights": (
         "Do not use it, weighted or not. Reparametrise the model so that its posterior is closer "
         "to a Gaussian (non-centred hierarchies, log scales), or use the reference's draws."
+    ),
+    "unchecked": (
+        "Nothing was found against it from its own side, which is not enough. Run it with a "
+        "reference (--reference auto) or give that more time (--budget)."
     ),
     "failed": "Run vi-demo with another --seed, and look at the notes for the site at fault.",
     "draws": "Compare its means and widths with the draws'; nothing else can be checked.",
@@ -141,14 +151,17 @@ def weights_carry(figures: Figures) -> tuple[bool, tuple[str, ...]]:
             f"k-hat {figures.khat:.2f} is above {figures.khat_threshold:.2f}: "
             "importance weights cannot correct it"
         )
-    if figures.ess < LEAST_ESS:
-        reasons.append(f"only {figures.ess:.0f} effective draws are left after weighting")
+    left = figures.ess_share * len(figures.points)
+    if left < LEAST_ESS:
+        reasons.append(
+            f"only {left:.0f} of {len(figures.points):,} draws are left after weighting"
+        )
     return not reasons, tuple(reasons)
 
 
 def passed(figures: Figures) -> tuple[str, ...]:
     """What a reliable fit was found right in."""
-    errors = [np.max(s["mean_error_in_sd"]) for s in figures.sites.values()]
+    errors = [np.nanmax(s["mean_error_in_sd"], initial=0.0) for s in figures.sites.values()]
     return (
         f"covers all the posterior mass, means within {max(errors):.2f} sd, "
         f"widths within {100 * (SD_RATIO - 1):.0f}%",

@@ -63,7 +63,8 @@ def expectation(values: np.ndarray, draws: Draws) -> Estimate:
     """
     w = draws.weights
     with np.errstate(invalid="ignore"):
-        mean = float(np.sum(np.where(w > 0, w * values, 0.0)))
+        values = np.where(w > 0, values, 0.0)
+        mean = float(np.sum(w * values))
     if draws.exact or not np.isfinite(mean):
         return Estimate(mean, 0.0)
     variance = float(np.sum(w**2 * (values - mean) ** 2))

@@ -21,9 +21,14 @@ from jax.nn import sigmoid, softplus
 LOG_2 = 0.6931471805599453
 
 
+def times(weight: Array, value: Array) -> Array:
+    """The product, 0 where the weight is: where one of p and q is zero, 0 · log 0 = 0."""
+    return jnp.where(weight == 0, 0.0, weight * jnp.where(weight == 0, 0.0, value))
+
+
 def reverse_kl(r: Array) -> Array:
     """KL(q‖p) = E_q[−r], exclusive: +∞ where q has mass that p lacks; what the ELBO minimises."""
-    return 2 * jnp.tanh(r / 2) - 2 * sigmoid(-r) * r
+    return 2 * jnp.tanh(r / 2) - 2 * times(sigmoid(-r), r)
 
 
 def forward_kl(r: Array) -> Array:
@@ -33,7 +38,7 @@ def forward_kl(r: Array) -> Array:
 
 def jensen_shannon(r: Array) -> Array:
     """½ KL(p‖m) + ½ KL(q‖m) with m = ½(p + q), at most log 2 (Lin 1991)."""
-    return sigmoid(r) * (LOG_2 - softplus(-r)) + sigmoid(-r) * (LOG_2 - softplus(r))
+    return LOG_2 - times(sigmoid(r), softplus(-r)) - times(sigmoid(-r), softplus(r))
 
 
 def total_variation(r: Array) -> Array:

@@ -9,7 +9,8 @@ guide cannot carry such draws, more SMC populations take its place.
 
 The stopping rule. It has settled when the effective draws are enough for an error of
 KL(q*‖q) ≈ parameters / (2·ESS) ≤ `TOLERANCE` nats and of `MEAN_ERROR` posterior sds in each
-mean, and the last round improved the likelihood by no more than that noise explains.
+mean (`MEAN_ERROR_TOLERATED` on SMC's draws, and after the last round), and the last round brought
+draws and improved the likelihood by no more than that noise explains.
 """
 
 from __future__ import annotations
@@ -54,13 +55,20 @@ class State(NamedTuple):
 
     key: Array
     source: str  # smc | guide
-    batches: tuple[Batch, ...]
+    particles: tuple[Batch, ...]
+    weighted: tuple[Batch, ...]
     params: dict | None
     rounds: int
+    refused: bool  # k-hat turned the last round's draws away
     khat: float
     gain: float
     yield_: float  # effective draws a draw of the guide
     evaluations: dict[str, int]
+
+    @property
+    def batches(self) -> tuple[Batch, ...]:
+        """The guide's own weighted draws, or the particles until there are some."""
+        return self.weighted or self.particles
 
     @property
     def ess(self) -> float:
@@ -94,15 +102,15 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
 
     def init(key):
         nothing = {"log_density": 0, "gradient": 0}
-        return State(key, "smc", (), None, 0, np.nan, np.inf, 1.0, nothing)
+        return State(key, "smc", (), (), None, 0, False, np.nan, np.inf, 1.0, nothing)
 
     def advance(state):
         key, draw_key = jax.random.split(state.key)
-        state = state._replace(key=key, rounds=state.rounds + 1)
+        state = state._replace(key=key, rounds=state.rounds + 1, refused=False)
         if target.draws is not None:
             draws = np.asarray(target.draws)
             new = Batch(draws, np.full(len(draws), 1 / len(draws)), float(len(draws)))
-            state = state._replace(batches=(new,))
+            state = state._replace(particles=(new,))
         elif state.source == "smc":
             state = from_smc(state, draw_key)
         else:
@@ -118,46 +126,39 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
         )
         draws = smc.pooled(tempered)
         new = Batch(draws.points, draws.weights, smc.effective_draws(draws))
-        return add(state, new, tempered.evaluations)
+        state = state._replace(particles=(*state.particles, new))
+        return spend(state, tempered.evaluations)
 
     def from_guide(state, key):
         points, log_q = sample(state.params, key, number_of_draws(state))
         log_weights = np.asarray(target.log_densities(points) - log_q)
-        spent = {"log_density": len(points), "gradient": 0}
-        ess = effective_sample_size(log_weights)
-        if ess < NEARLY_CONSTANT * len(points):
-            smoothed, khat = array_stats.psislw(-log_weights)
-            log_weights, khat = np.asarray(smoothed), float(khat)
-        else:
-            khat = -np.inf  # a nearly constant weight has no tail
+        state = spend(state, {"log_density": len(points), "gradient": 0})
+        log_weights, khat = smoothed(log_weights)
+        state = state._replace(khat=khat)
         if not khat < KHAT:
-            return add(state._replace(source="smc", khat=khat), None, spent)
+            # Neither these weights nor those of a guide like this one before are to be believed.
+            return state._replace(source="smc", weighted=(), refused=True)
         weights = np.exp(log_weights - log_weights.max())
-        new = Batch(
-            np.asarray(points), weights / weights.sum(), effective_sample_size(log_weights)
-        )
-        if state.rounds == 2:  # better than the particles that led here
-            state = state._replace(batches=())
-        return add(state._replace(khat=khat, yield_=new.ess / len(points)), new, spent)
+        ess = effective_sample_size(log_weights)
+        new = Batch(np.asarray(points), weights / weights.sum(), ess)
+        return state._replace(weighted=(*state.weighted, new), yield_=ess / len(points))
 
     def number_of_draws(state):
         missing = (1 / MEAN_ERROR**2 - state.ess) / state.yield_
         least, most = DRAWS
         return int(np.clip(2 ** np.ceil(np.log2(max(missing, 1))), least, most))
 
-    def add(state, batch, spent):
+    def spend(state, spent):
         total = {k: state.evaluations[k] + spent[k] for k in spent}
-        batches = (*state.batches, batch) if batch is not None else state.batches
-        return state._replace(batches=batches, evaluations=total)
+        return state._replace(evaluations=total)
 
     def refit(state):
         points = np.concatenate([b.points for b in state.batches])
         weights = np.concatenate([b.weights * b.ess / state.ess for b in state.batches])
         params, gain = improve(points, weights, state.params)
-        gain = np.inf if state.params is None else float(gain)
-        source = state.source
-        if state.rounds == 1:
-            source = "guide"
+        # The first round has nothing to compare with, and a refused one brought nothing new.
+        gain = np.inf if state.params is None or state.refused else float(gain)
+        source = "guide" if state.rounds == 1 else state.source
         return state._replace(params=params, gain=gain, source=source)
 
     def noise(state):
@@ -192,3 +193,13 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
         }
 
     return Fitter("moment_matching", init, advance, assess, finish)
+
+
+def smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
+    """Pareto-smoothed log weights and k-hat: +inf where none has weight, -inf without a tail."""
+    if not np.isfinite(log_weights).any():
+        return log_weights, np.inf
+    if effective_sample_size(log_weights) > NEARLY_CONSTANT * len(log_weights):
+        return log_weights, -np.inf
+    smooth, khat = array_stats.psislw(-log_weights)
+    return np.asarray(smooth), float(khat)

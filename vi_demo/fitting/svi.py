@@ -12,6 +12,7 @@ falling rates: Welandawe et al. 2022, arXiv 2203.15945.) Its false stops are mea
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -67,16 +68,12 @@ class StickTheLanding(dist.Distribution):
 class FamilyGuide(AutoContinuous):
     """The NumPyro autoguide of a family: any guide of ours, in `SVI` or wherever autoguides go."""
 
-    def __init__(self, target: Target, family: Family):
-        self.target, self.family = target, family
-        super().__init__(target.model, prefix="guide")
-
-    def _setup_prototype(self, *args, **kwargs):
-        super()._setup_prototype(*args, **kwargs)
-        self._unpack_latent = self.target.unravel  # one order of the sites for the whole project
+    def __init__(self, model: Callable, family: Family):
+        self.family = family
+        super().__init__(model, prefix="guide")
 
     def _get_posterior(self):
-        initial = self.family.init(jnp.zeros(self.target.dim), START_WIDTH)
+        initial = self.family.init(jnp.zeros(self.latent_dim), START_WIDTH)
         params = {k: numpyro.param(self.site(k), v) for k, v in initial.items()}
         frozen = jax.lax.stop_gradient(params)
         moving = self.family.distribution(params)
@@ -85,6 +82,23 @@ class FamilyGuide(AutoContinuous):
     def site(self, name: str) -> str:
         """The `numpyro.param` site that holds a parameter of the family."""
         return f"{self.prefix}_{name}"
+
+
+def on_one_site(target: Target) -> Callable:
+    """The target as a NumPyro model with one site on R^d.
+
+    The user's own model under an AutoContinuous guide has its constraints frozen at those of a
+    first trace, which is another density where one site's support depends on another.
+    """
+
+    def model():
+        improper = dist.ImproperUniform(constraints.real_vector, (), (target.dim,))
+        z = numpyro.sample("z", improper)
+        with numpyro.handlers.block():  # the user's sites are not this model's
+            log_density = target.log_density(z)
+        numpyro.factor("log_density", log_density)
+
+    return model
 
 
 class State(NamedTuple):
@@ -98,6 +112,7 @@ class State(NamedTuple):
     best: dict
     values: Array  # log p - log q of the best candidate at the base draws
     skipped: Array  # steps that were not finite
+    lately: Array  # those among them in the last chunk
     first_skipped: Array
     skipped_at: dict  # the guide's parameters before the first of them
 
@@ -109,9 +124,10 @@ def fit(target: Target, family: Family, key: Array, report: Report = silent) -> 
 
 def fitter(target: Target, family: Family) -> Fitter:
     """NumPyro's `SVI` with Adam and `Trace_ELBO` on one family."""
-    guide = FamilyGuide(target, family)
+    model = on_one_site(target)
+    guide = FamilyGuide(model, family)
     adam = optax.inject_hyperparams(optax.adam)(learning_rate=RATES[0])
-    svi = SVI(target.model, guide, adam, Trace_ELBO(num_particles=PARTICLES))
+    svi = SVI(model, guide, adam, Trace_ELBO(num_particles=PARTICLES))
     rates = jnp.array(RATES)
 
     def get_params(svi_state):
@@ -132,23 +148,24 @@ def fitter(target: Target, family: Family) -> Fitter:
     def begin(key, point, base_key):
         params = family.init(point, START_WIDTH)
         named = {guide.site(k): v for k, v in params.items()}
-        svi_state = svi.init(key, init_params=named, **target.data)
+        svi_state = svi.init(key, init_params=named)
         zero = jnp.zeros((), int)
         values = values_of(params, base_key)
         return State(
             restart(svi_state, params, zero),
-            *(zero, zero, jnp.zeros((), bool), zero, params, values, zero, zero, params),
+            *(zero, zero, jnp.zeros((), bool), zero, params, values, zero, zero, zero, params),
         )
 
     def step(carry, _):
         state, total = carry
-        svi_state, loss = svi.stable_update(state.svi, **target.data)
+        svi_state, loss = svi.stable_update(state.svi)
         bad = jnp.isnan(loss)
         first = bad & (state.skipped == 0)
         state = state._replace(
             svi=svi_state,
             steps=state.steps + ~state.done,
             skipped=state.skipped + bad,
+            lately=state.lately + bad,
             first_skipped=jnp.where(first, state.steps, state.first_skipped),
             skipped_at=choose(first, get_params(state.svi), state.skipped_at),
         )
@@ -160,6 +177,7 @@ def fitter(target: Target, family: Family) -> Fitter:
             return carry, {"elbo": jnp.nanmean(elbos), **get_params(carry[0].svi)}
 
         zeros = jax.tree.map(jnp.zeros_like, state.best)
+        state = state._replace(lately=jnp.zeros_like(state.lately))
         (state, total), info = jax.lax.scan(some_steps, (state, zeros), length=RECORDED)
         candidate = jax.tree.map(lambda t: t / CHUNK, total)
         return judge(state, candidate, base_key), info
@@ -191,7 +209,7 @@ def fitter(target: Target, family: Family) -> Fitter:
 
     def init(key):
         setup_key, point_key, key, base_key = jax.random.split(key, 4)
-        numpyro.handlers.seed(guide, setup_key)(**target.data)
+        numpyro.handlers.seed(guide, setup_key)()
         points = target.start_points(point_key, STARTS)
         starts = jax.jit(jax.vmap(begin, in_axes=(0, 0, None)))
         return starts(jax.random.split(key, STARTS), points, base_key), base_key
@@ -204,14 +222,16 @@ def fitter(target: Target, family: Family) -> Fitter:
     def assess(state):
         starts, _ = state
         steps, elbo = int(starts.steps.max()), float(starts.values.mean(-1).max())
-        share = max(steps / MAX_STEPS, float(starts.stage.mean()) / len(RATES))
+        stages = jnp.minimum(starts.stage, len(RATES)).mean()
+        share = max(steps / MAX_STEPS, float(stages) / len(RATES))
         text = f"step {steps:,}, ELBO {elbo:,.3f}"
         if not starts.done.all() and steps < MAX_STEPS:
             return Assessment(None, share, text)
         if not jnp.isfinite(elbo):
             return Assessment("failed", 1.0, text)
         best = int(starts.values.mean(-1).argmax())
-        return Assessment("converged" if starts.done[best] else "stopped", 1.0, text)
+        settled = starts.done[best] and starts.lately[best] == 0
+        return Assessment("converged" if settled else "stopped", 1.0, text)
 
     def finish(state):
         starts, _ = state

@@ -118,9 +118,8 @@ def save(figure: Figure, path: str | Path) -> None:
 def header(figure: Figure, run: xr.DataTree, handles: dict) -> float:
     """Write the model's name and a line of words for each thing drawn; gives their height."""
     summary = json.loads(run.attrs["summary"])
-    titles = {c.plain: c.title for c in coordinates(run)}
     words = {"target": target_words(summary["reference"])}
-    words |= {name: fit_words(name, fit, titles) for name, fit in summary["fits"].items()}
+    words |= {name: fit_words(name, fit) for name, fit in summary["fits"].items()}
     labels = [words[name] for name in handles]
     legend = figure.legend(
         list(handles.values()),
@@ -145,11 +144,9 @@ def target_words(reference: dict) -> str:
     return textwrap.fill(words, LETTERS)
 
 
-def fit_words(name: str, fit: dict, titles: dict[str, str]) -> str:
+def fit_words(name: str, fit: dict) -> str:
     """The verdict on a fit with the first of its reasons, and how far it is from the target."""
     reason = next(iter(fit["reasons"]), "")
-    # Reasons number the entries of a site; panels call them by their labels.
-    reason = re.sub(r"\w+\[[\d, ]+\]", lambda found: titles.get(found[0], found[0]), reason)
     words = f"{spoken(name)}: {fit['verdict']}" + f" — {reason}" * bool(reason)
     distances = [
         f"{sign} = {number(**{k: found[k] for k in ('value', 'mcse')})}"

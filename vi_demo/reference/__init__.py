@@ -19,6 +19,7 @@ RUNS = 4
 PARTICLES = 1024
 WANTED_ERROR = 0.05  # nats of log evidence: more particles are tried above it
 TOLERATED_ERROR = 0.15  # and no trust above this
+TOLERATED_QUADRATURE = 1e-3  # relative, of the evidence
 
 Report = Callable[[str, float, str], None]
 
@@ -93,7 +94,7 @@ def by_quadrature(target, key, budget, report) -> Reference:
     report("reference", 0.8, "weighing modes")
     found = modes.find(target, integral.nodes, factor, seed=0)
     reasons = []
-    if not integral.converged:
+    if not integral.log_total.mcse <= TOLERATED_QUADRATURE:
         reasons.append(
             f"the quadrature stopped at a relative error of {integral.log_total.mcse:.1g}"
         )
@@ -121,7 +122,7 @@ def by_smc(target, key, budget, report) -> Reference:
         )
         evidence = smc.pooled_evidence(tempered)
         now = time.perf_counter()
-        if evidence.mcse <= WANTED_ERROR or now - began + 2 * (now - round_began) > budget:
+        if not evidence.mcse > WANTED_ERROR or now - began + 2 * (now - round_began) > budget:
             break
         particles *= 2
     report("reference", 0.75, "chains of NUTS to check it by")
@@ -135,7 +136,7 @@ def by_smc(target, key, budget, report) -> Reference:
     reasons = []
     if not tempered.finished:
         reasons.append(f"SMC did not reach the target in {tempered.temperatures} temperatures")
-    if evidence.mcse > TOLERATED_ERROR:
+    if not evidence.mcse <= TOLERATED_ERROR:
         reasons.append(f"its log evidence is uncertain by ±{evidence.mcse:.2g} nats")
     agreed = agreement.compare(target, draws, chains, found)
     reasons += agreed.against

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from arviz_stats.base import array_stats
+from scipy.sparse.csgraph import connected_components
 
 from vi_demo.divergences.estimators import Draws
 from vi_demo.reference import modes, nuts
@@ -13,6 +14,7 @@ from vi_demo.target import Target
 
 SHIFT = 0.15  # sds by which they may differ, beyond their noise
 RATIO = 1.15  # and by which ratio of sds
+SELDOM = 0.02  # share of a chain's draws in a basin below which it only strayed there
 DIVERGENT = 0.05  # share of NUTS transitions above which it is no check
 RHAT, ESS = 1.02, 200  # beyond which chains do not mix
 
@@ -30,9 +32,17 @@ def compare(target: Target, draws: Draws, chains: nuts.Chains, found: modes.Mode
     in_chains = modes.basins(target, found, chains.points.reshape(-1, target.dim))
     in_chains = in_chains.reshape(chains.points.shape[:2])
     in_draws = modes.basins(target, found, draws.points)
-    home = np.array([np.bincount(row).argmax() for row in in_chains])  # where a chain stays
-    for k in range(len(found.masses)):
-        stayed, within = chains.points[home == k], draws.points[in_draws == k]
+    # Basins that one chain goes between are one place to NUTS.
+    number = 1 + max(in_chains.max(), in_draws.max())
+    visits = np.zeros((number, number), dtype=bool)
+    for row in in_chains:
+        often = np.flatnonzero(np.bincount(row, minlength=number) > SELDOM * len(row))
+        visits[np.ix_(often, often)] = True
+    place = connected_components(visits, directed=False)[1]
+    home = place[[np.bincount(row).argmax() for row in in_chains]]
+    known = set(place[: len(found.masses)])
+    for k in known:
+        stayed, within = chains.points[home == k], draws.points[place[in_draws] == k]
         if not len(stayed) or len(within) < 100:
             continue  # nothing to compare
         for i, name in enumerate(target.coordinate_names):
@@ -40,7 +50,7 @@ def compare(target: Target, draws: Draws, chains: nuts.Chains, found: modes.Mode
             weak = does_not_mix(name, stayed[..., i])
             if difference:
                 (unchecked if weak else against).append(weak or difference)
-    strangers = int((home >= len(found.masses)).sum())
+    strangers = sum(k not in known for k in home)
     if strangers:
         against.append(
             f"{strangers} of {len(home)} NUTS chains stay where SMC saw next to nothing"
@@ -65,6 +75,8 @@ def differs(name: str, chains: np.ndarray, draws: np.ndarray) -> str | None:
 
 def does_not_mix(name: str, chains: np.ndarray) -> str | None:
     """That chains (chain, draw) of a coordinate do not mix, if so (Vehtari et al. 2021)."""
+    if len(chains) == 1:
+        chains = chains.reshape(2, -1)  # its halves
     rhat = float(array_stats.rhat(chains))
     ess = float(min(array_stats.ess(chains, method=m) for m in ("bulk", "sd")))
     if rhat <= RHAT and ess >= ESS:

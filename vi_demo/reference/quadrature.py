@@ -51,12 +51,14 @@ def integrate(log_densities: Callable, centres: np.ndarray, scale: np.ndarray) -
         return log_p
 
     for _ in range(RESTARTS):
-        peak = seen.value
+        peak, middle = seen.value, centres.mean(0)
         cells, error, converged = divide(watched, centres, scale, peak)
-        if seen.value < peak + MISSED_PEAK:
+        missed = seen.value >= peak + MISSED_PEAK
+        if not missed:
             break
         centres = np.concatenate([centres, seen.point[None]])
-    middle = centres.mean(0)
+    converged = converged and not missed
+    error = np.inf if missed else error
     t, log_width, boxes = tensor_nodes(*cells)
     points, log_volume = mapped(t, middle, scale)
     log_p = watched(points)
