@@ -13,6 +13,7 @@ jax.config.update("jax_enable_x64", True)
 GROUPS = ("old_faithful", "notebooks", "cli", "vote", "reference", "fitting", "eight_schools")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Group tests by file, those of the bundled models by model, and start with the longest."""
 

@@ -36,6 +36,10 @@ DENSITIES = {
     "standard normal": (mixture([[0.0]], [1.0], [1.0]), 1),
     "narrow and far": (mixture([[30.0, -20.0]], [0.01], [1.0]), 1),
     "two widths": (mixture([[-3.0, 0.0], [3.0, 0.0]], [0.05, 1.0], [0.3, 0.7]), 2),
+    "three needles": (
+        mixture([[3.0, 0.0], [-2.0, 2.5], [0.0, -3.0]], [0.05] * 3, [0.5, 0.3, 0.2]),
+        3,
+    ),
     "three modes": (mixture([[-5.0], [0.0], [6.0]], [0.5, 0.5, 0.5], [0.2, 0.5, 0.3]), 3),
     "Cauchy": (Target.from_log_density(lambda z: dist.Cauchy(0, 1).log_prob(z[0]), 1), 1),
 }
@@ -107,6 +111,19 @@ def test_smc_gets_a_conjugate_posterior(conjugate):
     np.testing.assert_allclose((points.mean(0) - mean) / sd, 0, atol=0.08)
     np.testing.assert_allclose(points.std(0) / sd, 1, atol=0.06)
     assert len(reference.modes.masses) == 1
+
+
+def test_smc_where_most_of_the_prior_has_no_density():
+    """N(0, 1)³ cut to x₁ > 1.5, which 93% of the prior's draws are not."""
+
+    def model():
+        x = numpyro.sample("x", dist.Normal(0, 1).expand([3]).to_event(1))
+        numpyro.factor("cut", jnp.where(x[0] > 1.5, 0.0, -jnp.inf))
+
+    reference = build(Target.from_numpyro(model))
+    value, mcse = reference.log_evidence
+    assert abs(value - stats.norm.logsf(1.5)) < 4 * mcse
+    assert reference.draws.points[:, 0].min() > 1.5
 
 
 def test_smc_weighs_unequal_modes():

@@ -166,6 +166,21 @@ def nan_everywhere():
     numpyro.factor("broken", jnp.log(-1.0 - x**2))
 
 
+def with_an_if():
+    if numpyro.sample("x", dist.Normal(0, 1)) > 0:
+        numpyro.factor("f", 1.0)
+
+
+def subsampled():
+    numpyro.sample("x", dist.Normal(0, 1))
+    with numpyro.plate("rows", 8, subsample_size=2):
+        pass
+
+
+def with_a_param():
+    numpyro.sample("x", dist.Normal(0, numpyro.param("scale", 1.0)))
+
+
 def broken_code():
     x = numpyro.sample("x", dist.Normal(0, 1))
     return x.no_such_thing
@@ -176,6 +191,9 @@ def broken_code():
     [
         (nothing_latent, ["no latent site", "without obs"]),
         (discrete_latent, ["'k'", "discrete", "MixtureSameFamily"]),
+        (with_an_if, ["traced by JAX", "test_target.py", "jnp.where"]),
+        (subsampled, ["'rows'", "2 of 8 rows", "leave subsample_size out"]),
+        (with_a_param, ["numpyro.param 'scale'", "give it one"]),
         (nan_everywhere, ["'broken'", "finite at none", "check"]),
         (broken_code, ["AttributeError", "test_target.py", "no_such_thing"]),
     ],

@@ -53,7 +53,11 @@ CASES = {
     ),
     "a sliver is not a mode missed": ({"missed": (0.006,)}, "reliable", "covers"),
     "k-hat too high": (
-        {"khat": 0.9, "ess_share": 0.1},
+        {
+            "khat": 0.9,
+            "ess_share": 0.1,
+            "divergences": {"total_variation": Estimate(0.4, 0.01)},
+        },
         "unreliable",
         "k-hat 0.90 is above 0.70",
     ),
@@ -74,7 +78,16 @@ CASES = {
         "correctable",
         "total variation from the posterior is 0.50",
     ),
-    "few effective draws": ({"ess_share": 0.005}, "unreliable", "only 50 of 10,000 draws"),
+    "close by total variation whatever k-hat reads": (
+        {"khat": 6.0, "ess_share": 0.9},
+        "reliable",
+        "covers",
+    ),
+    "few effective draws": (
+        {"ess_share": 0.005, "sites": site([0.5, 0.0], [1.0, 1.0])},
+        "unreliable",
+        "only 50 of 10,000 draws",
+    ),
 }
 
 

@@ -83,7 +83,7 @@ def vi_demo() -> None:
     show_default=True,
     help="Seconds for the reference to grow until it is precise enough.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @click.option(
     "--draws",
     type=click.IntRange(min=100),

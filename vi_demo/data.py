@@ -243,7 +243,9 @@ def checked(value, where: str, own: bool):
                 f"{where} has masked values, whose mask would be lost; fill them in and mask them "
                 "in the model."
             )
-        return _numeric(array, array, where)
+        numbers = _numeric(array, array, where)
+        # A JAX array stays one: a model may index it by a traced value, a NumPy array it may not.
+        return value if type(value).__module__.startswith("jax") else numbers
     if own:
         return value
     raise InputError(

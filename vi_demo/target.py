@@ -227,7 +227,7 @@ class Target:
             for k, site in trace.items()
             if site["type"] == "sample" and not site["is_observed"]
         }
-        _refuse_unusable(latent, name)
+        _refuse_unusable(trace, latent, name)
         info = _initialise(model, data, key, name, latent)
         shapes = {k: jnp.shape(info.param_info.z[k]) for k in latent}
 
@@ -259,7 +259,7 @@ class Target:
             unravel=partial(unravel, shapes=shapes),
             constrain=constrain,
             log_density=log_density,
-            prior=_prior(model, data, latent, log_prior),
+            prior=_prior(model, data, latent, log_prior, name),
             model=model,
             data=data,
             log_likelihood=lambda z: {k: log_probs(z, False)[k] for k in observed},
@@ -318,7 +318,19 @@ def _refuse_misfit(model, data, name):
         pass  # some callables do not say what they take
 
 
-def _refuse_unusable(latent, name):
+def _refuse_unusable(trace, latent, name):
+    for k, site in trace.items():
+        size, subsample = site["args"][:2] if site["type"] == "plate" else (0, 0)
+        if subsample and subsample < size:
+            raise InputError(
+                f"{name}: plate '{k}' takes {subsample} of {size} rows, so the density is a "
+                "different one at each look; leave subsample_size out."
+            )
+        if site["type"] == "param":
+            raise InputError(
+                f"{name}: numpyro.param '{k}' is a parameter without a prior; give it one with "
+                "numpyro.sample, or fix it to a number."
+            )
     if not latent:
         raise InputError(
             f"{name}: the model has no latent site, so there is no posterior to fit; "
@@ -364,7 +376,7 @@ def _culprits(model, data, key, latent) -> str:
     return f" (not finite at site{'s' if len(bad) > 1 else ''} {names})" if bad else ""
 
 
-def _prior(model, data, latent, log_prior) -> Start | None:
+def _prior(model, data, latent, log_prior, name) -> Start | None:
     """The model's prior as a start, or None where it is improper, scaled or cannot be drawn."""
 
     def proper(fn):
@@ -384,4 +396,9 @@ def _prior(model, data, latent, log_prior) -> Start | None:
         jax.eval_shape(draw, jax.random.key(0))
     except NotImplementedError:
         return None
+    except Exception as error:
+        raise InputError(
+            f"{name}: the model cannot be traced by JAX, {_where(error)}; what depends on the "
+            "value of a site needs jnp.where or lax.cond in place of if."
+        ) from error
     return Start(draw=draw, log_density=log_prior)

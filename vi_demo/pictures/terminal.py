@@ -91,8 +91,9 @@ def show(summary: dict, folder: Path) -> None:
 def heading(summary: dict) -> str:
     """What was fitted, and what it was measured against."""
     model, reference = summary["model"], summary["reference"]
-    sites = ", ".join(summary["model"]["sites"])
-    first = f"[bold]{escape(model['name'])}[/]: {model['dim']} dimensions ({escape(sites)})"
+    sites = ", ".join(model["sites"])
+    plural = "s" * (model["dim"] > 1)
+    first = f"[bold]{escape(model['name'])}[/]: {model['dim']} dimension{plural} ({escape(sites)})"
     method = f"reference by {reference['method']}"
     if reference["method"] == "none":
         return f"{first}\nno reference: what lies beyond the guide's own draws goes unseen\n"

@@ -84,9 +84,7 @@ def by_quadrature(target, key, budget, report) -> Reference:
     factor = local_factor(target, points)
     report("reference", 0.2, "looking for modes")
     ends, heights = modes.climb(target, points, factor)
-    labels = modes.group(target, ends, heights, factor)
-    tops = [np.where(labels == k, heights, -np.inf).argmax() for k in range(labels.max() + 1)]
-    centres = np.array([modes.polish(target, ends[top], factor, reach=np.inf) for top in tops])
+    centres = modes.summits(target, ends[np.argsort(-heights)][::4], factor)
     scale = np.maximum(np.ptp(centres, axis=0), 3 * np.sqrt(np.diag(factor @ factor.T)))
     report("reference", 0.5, "integrating")
     integral = quadrature.integrate(quadrature.padded(target.log_densities), centres, scale)
@@ -150,7 +148,7 @@ def by_smc(target, key, budget, report) -> Reference:
         remarks=tuple(agreed.unchecked) if target.prior is not None else (),
         draws=draws,
         log_p=np.asarray(target.log_densities(draws.points)),
-        log_evidence=evidence,
+        log_evidence=evidence if tempered.finished else None,
         modes=found,
         evaluations={
             "log_density": tempered.evaluations["log_density"],

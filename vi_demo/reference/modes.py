@@ -151,6 +151,20 @@ def group(target: Target, ends, heights, factor) -> np.ndarray:
     return connected_components(joins, directed=False)[1][labels]
 
 
+def summits(target: Target, ends: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """The different summits (K, d) that BFGS leads to from ends of climbs (n, d).
+
+    Ends may still stand on a slope, from which every line to a higher mode only rises: summits
+    are compared with each other instead.
+    """
+    found: list[np.ndarray] = []
+    for end in ends:
+        summit = polish(target, end, factor, reach=np.inf)
+        if not found or not joined(target, np.array(found), summit).any():
+            found.append(summit)
+    return np.array(found)
+
+
 def polish(target: Target, point: np.ndarray, factor: np.ndarray, reach=3.0) -> np.ndarray:
     """The summit within reach of a point, by BFGS in local sds; the point where there is none."""
     if "slope" not in target.programs:

@@ -33,6 +33,7 @@ MAX_LEAPFROGS = 16
 TRAJECTORY = 1.6  # in posterior sds, a quarter turn: as many leapfrog steps as that takes
 ACCEPTANCE = 0.8
 MAX_TEMPERATURES = 500
+STUCK = 10  # temperatures in a row without any rise
 
 
 class Population(NamedTuple):
@@ -76,13 +77,16 @@ def temper(
     begin, raise_temperature = programs(target)
     init_key, key = jax.random.split(key)
     populations = begin(jax.random.split(init_key, runs), jnp.zeros(particles))
-    temperatures = settled = 0
-    while settled < SETTLING and temperatures < MAX_TEMPERATURES:
+    temperatures = settled = stuck = 0
+    lowest = 0.0
+    while settled < SETTLING and stuck < STUCK and temperatures < MAX_TEMPERATURES:
         settled += (done := bool((populations.beta >= 1).all()))
         key, step_key = jax.random.split(key)
         populations = raise_temperature(jax.random.split(step_key, runs), populations)
         temperatures += 1
         beta = float(populations.beta.min())
+        stuck = stuck + 1 if beta == lowest < 1 else 0
+        lowest = beta
         report(beta, f"{particles:,} particles at β = {beta:.3g}")
     return Tempered(
         points=np.asarray(populations.points),
@@ -136,8 +140,11 @@ def raise_temperature(target: Target, start: Start, key: Array, old: Population)
     """One step up: choose β, weigh, resample, move. At β = 1 only the moves are left."""
     resample_key, move_key = jax.random.split(key)
     n = old.log_target.size
-    ratio = jnp.where(jnp.isneginf(old.log_target), -jnp.inf, old.log_target - old.log_start)
-    rise = ess.ess_solver(lambda r: r, ratio, TARGET_ESS, 1.0 - old.beta, dichotomy)
+    alive = jnp.isfinite(old.log_target) & jnp.isfinite(old.log_start)
+    ratio = jnp.where(alive, old.log_target - old.log_start, -jnp.inf)
+    # Particles where the target has no density die at the first rise: count on the others only.
+    wanted = TARGET_ESS * jnp.mean(alive)
+    rise = ess.ess_solver(lambda r: r, ratio, wanted, 1.0 - old.beta, dichotomy)
     rise = jnp.clip(jnp.nan_to_num(rise), 0.0, 1.0 - old.beta)
     log_weights = jnp.where(rise > 0, rise * ratio, 0.0)
     total = jax.nn.logsumexp(log_weights)
