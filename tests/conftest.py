@@ -8,26 +8,17 @@ from vi_demo import loading
 
 jax.config.update("jax_enable_x64", True)
 
+# Files stay on one worker each, so that what their tests share is made once: longest first.
+LONGEST = ("known_answers", "cli", "notebooks", "reference", "fitting", "target")
 
-# The longest first; a group stays on one worker, so that what it shares is made once.
-GROUPS = ("old_faithful", "notebooks", "cli", "vote", "reference", "fitting", "eight_schools")
 
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Group tests by file, those of the bundled models by model, and start with the longest."""
-
-    def group(item):
-        if item.path.stem != "test_known_answers":
-            return item.path.stem.removeprefix("test_")
-        return next((name for name in GROUPS if name in item.name), "bimodal")
+    """Start with the longest files."""
 
     def rank(item):
-        name = group(item)
-        return GROUPS.index(name) if name in GROUPS else len(GROUPS)
+        name = item.path.stem.removeprefix("test_")
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
 
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
     items.sort(key=rank)
 
 
