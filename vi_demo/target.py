@@ -58,7 +58,7 @@ class Target:
     scale, deterministic sites too. `draws` is
     an array (S, d) of draws of p, where that is all there is. `prior` is set where the model's
     prior is proper and can be drawn from; `log_likelihood` gives the pointwise terms of each
-    observed site. `model` and `data` are what NumPyro's own tools need.
+    observed site. Nobody passes a model on from here.
     """
 
     name: str
@@ -69,8 +69,6 @@ class Target:
     log_density: Callable[[Array], Array] | None = None
     draws: Array | None = None
     prior: Start | None = None
-    model: Callable | None = None
-    data: dict = field(default_factory=dict)
     log_likelihood: Callable[[Array], dict[str, Array]] | None = None
     site_log_probs: Callable[[Array], dict[str, Array]] | None = None
     observed: dict[str, np.ndarray] = field(default_factory=dict)
@@ -260,8 +258,6 @@ class Target:
             constrain=constrain,
             log_density=log_density,
             prior=_prior(model, data, latent, log_prior, name),
-            model=model,
-            data=data,
             log_likelihood=lambda z: {k: log_probs(z, False)[k] for k in observed},
             site_log_probs=lambda z: log_probs(z, True),
             observed={k: np.asarray(trace[k]["value"]) for k in observed},
