@@ -1,79 +1,18 @@
 """What people may hand in, and what they are told when it cannot be used."""
 
+import inspect
 import json
 import pickle
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from handed_in import REGRESSION, assert_says, complaint, folder, write  # noqa: F401
 
 from vi_demo import loading
-from vi_demo.errors import InputError
 from vi_demo.loading import bundled, load
-
-REGRESSION = '''\
-"""A line through points.
-
-More words."""
-
-coords = {"point": [0, 1, 2]}
-dims = {"y": ["point"]}
-
-
-def data():
-    return {"x": [1, 2, 3], "y": [0.5, 1.5, 2.5]}
-
-
-def model(x, y=None, slope=1.0):
-    return "regression"
-'''
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """An empty working folder with regression.py; what is imported from it is forgotten."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    before = set(sys.modules)
-    write("regression.py", REGRESSION)
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
-
-
-def write(name, content):
-    """Write a text, bytes, arrays (npz) or an object with to_netcdf."""
-    path = Path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, str):
-        path.write_text(content, encoding="utf-8")
-    elif isinstance(content, bytes):
-        path.write_bytes(content)
-    elif isinstance(content, dict):
-        np.savez(path, **content)
-    else:
-        content.to_netcdf(path, engine="h5netcdf")
-    return str(path)
-
-
-def complaint(spec, data_file=None):
-    with pytest.raises(InputError) as caught:
-        load(spec, data_file)
-    message = str(caught.value)
-    print(message)  # pytest -s shows them all as people see them
-    assert "\n" not in message
-    assert message.endswith((".", "?"))
-    return message
-
-
-def assert_says(message, pieces):
-    for piece in pieces:
-        assert re.search(piece, message), f"{piece!r} is not in: {message}"
-
 
 # What can be used
 
@@ -244,66 +183,252 @@ def test_an_observed_site_can_be_left_unobserved_on_purpose():
     assert load("prior.py", "prior.json").data == {"y": None}
 
 
-def netcdf(**variables):
-    import xarray
+# How a model takes its data
 
-    return xarray.Dataset({k: (f"{k}_dim", v) for k, v in variables.items()})
+CALLS = [
+    ("def model(x, y, /): return x, y", "{'y': 2, 'x': 1}", (1, 2)),
+    ("def model(x, /, y=2, *, z): return x, y, z", "{'z': 3, 'x': 1}", (1, 2, 3)),
+    ("def model(x, y, /, z=3): return x, y, z", "(1, 2)", (1, 2, 3)),
+    ("def model(x, y=None): return x, y", "(1, 2)", (1, 2)),
+    ("def model(x, *args): return x, args", "(1, 2, 3)", (1, (2, 3))),
+    ("def model(x, *args): return x, args", "(1,)", (1, ())),
+    ("def model(x, *args): return x, args", "{'x': 1}", (1, ())),
+    ("def model(x, *args): return x, args", "{'x': 1, 'args': (2, 3)}", (1, (2, 3))),
+    ("def model(*args, **kw): return args, kw", "{'x': 1}", ((), {"x": 1})),
+    ("def model(x, /, **kw): return x, kw", "{'x': 1, 'y': 2}", (1, {"y": 2})),
+    ("def model(x, y): return x, y", "collections.namedtuple('D', 'y x')(2, 1)", (1, 2)),
+    (
+        "def f(x, n, y): return x, n, y\nmodel = functools.partial(f, n=2)",
+        "{'x': 1, 'y': 3}",
+        (1, 2, 3),
+    ),
+    ("def f(n, x, /): return n, x\nmodel = functools.partial(f, 1)", "{'x': 2}", (1, 2)),
+    ("class M:\n    def __call__(self, x, y=2): return x, y\nmodel = M()", "{'x': 1}", (1, 2)),
+    ("class M:\n    def go(self, x, /): return x\nmodel = M().go", "{'x': 1}", 1),
+    ("class M:\n    fn = abs\n    def __call__(self, x): return x\nmodel = M()", "{'x': 1}", 1),
+    ("model = functools.lru_cache(lambda x: x)", "{'x': 1}", 1),
+]
 
 
-def arviz_file(x, y):
-    import xarray
+@pytest.mark.parametrize("text, data, result", CALLS)
+def test_ways_to_take_data(text, data, result):
+    write("way.py", f"import collections, functools\ndef data(): return {data}\n{text}")
+    loaded = load("way.py")
+    assert loaded.model(**loaded.data) == result
+    inspect.signature(loaded.model).bind(**loaded.data)
+    with pytest.raises(TypeError):
+        inspect.signature(load("regression.py").model).bind(1, nothing=1)
 
-    groups = {"constant_data": netcdf(x=x), "observed_data": netcdf(y=y), "posterior": netcdf(q=x)}
-    return xarray.DataTree.from_dict(groups)
+
+def test_a_model_that_takes_its_data_by_name_is_left_as_it_is():
+    write("plain.py", "def model(x=1.0, *, y=2.0): pass\nthe_same = model")
+    model = load("plain.py").model
+    assert model is sys.modules[model.__module__].the_same
 
 
-def minutes(x, y):
-    dataset = netcdf(x=x, y=y)
-    dataset["y"].attrs["units"] = "minutes"
-    return dataset.assign_coords(x_dim=["a", "b"])
+NUMPYRO = """
+import jax.numpy as jnp, numpyro, numpyro.distributions as dist
+from numpyro import handlers
+from numpyro.infer.reparam import LocScaleReparam
+def data(): return jnp.ones(2), [0.5, 1.5]
+def positional(sigma, /, *ys):
+    mu = numpyro.sample("mu", dist.Normal(0.0, 1.0))
+    for i, y in enumerate(ys):
+        numpyro.sample(f"y{i}", dist.Normal(mu, sigma), obs=y)
+model = handlers.mask(handlers.reparam(positional, config={"mu": LocScaleReparam(0)}), mask=True)
+@handlers.reparam(config={"mu": LocScaleReparam(0)})
+def decorated(sigma, y=None):
+    numpyro.sample("y", dist.Normal(numpyro.sample("mu", dist.Normal(0.0, 1.0)), sigma), obs=y)
+"""
+
+
+@pytest.mark.parametrize("function", ["model", "positional", "decorated"])
+def test_numpyro_takes_the_model_as_it_is_loaded(function):
+    from vi_demo import Target
+
+    write("handled.py", NUMPYRO)
+    loaded = load(f"handled.py:{function}")
+    target = Target.from_numpyro(loaded.model, loaded.data, name=loaded.name)
+    assert np.isfinite(target.log_density(np.zeros(target.dim)))
+
+
+SEVERAL = """
+def data(): return {"x": 1, "y": 2, "df": 3.0}
+def model(x, y=None): numpyro.sample
+def robust(x, df, y=None): return model(x, y)
+def prior(): numpyro.factor
+def plot(town): print
+"""
+
+
+def test_models_of_one_file_share_its_data():
+    write("several.py", SEVERAL)
+    assert load("several.py").data == {"x": 1, "y": 2}
+    assert load("several.py:robust").data == {"x": 1, "y": 2, "df": 3.0}
+    assert load("several.py:prior").data == {}
+    assert load("several:robust").name == "several_robust"
+    write("d.csv", "x,y,df\n1,2,3\n")
+    assert list(load("several.py", "d.csv").data) == ["x", "y"]
+
+
+@pytest.mark.parametrize("slip", ["d_f", "town"])
+def test_what_no_model_of_the_file_takes_is_refused(slip):
+    write("several.py", SEVERAL.replace('"df"', f'"{slip}"'))
+    assert_says(complaint("several.py"), [rf"gives '{slip}'", r"not an argument of model\(x, y\)"])
+
+
+def test_a_slip_is_told_though_another_model_takes_the_name():
+    text = "def data(): return {'sigm': 1}\ndef model(sigma=2): sample\ndef other(sigm): sample"
+    assert_says(complaint(write("slip.py", text)), [r"gives 'sigm'", r"did you mean 'sigma'\?"])
+
+
+# The guide beside a model
+
+GUIDES = [
+    ("def guide(x): return 'own'", "", "own"),
+    ("def guide(x, /): return 'own'", "", "own"),
+    ("def guide(*args, **kwargs): return 'own'", "", "own"),
+    ("def guide(x): return 'own'", ":robust", "own"),
+    ("def guide(x): pass\ndef robust_guide(x): return 'robust'", ":robust", "robust"),
+    ("def guide(z): pass", ":robust", None),
+    ("def robust_guide(x): pass", "", None),
+    ("guide = 'diagonal'", "", None),
+    ("class guide: pass", "", None),
+    ("", "", None),
+]
+
+
+@pytest.mark.parametrize("text, function, result", GUIDES)
+def test_the_guide_beside_a_model(text, function, result):
+    functions = "def data(): return {'x': 1}\ndef model(x): pass\ndef robust(x): pass"
+    write("guided.py", f"{functions}\n{text}")
+    loaded = load(f"guided.py{function}")
+    assert (loaded.guide and loaded.guide(**loaded.data)) == result
+
+
+# Files as people have them
+
+
+@pytest.mark.parametrize("name", ["random", "jax", "numpyro", "model", "json", "vi_demo", "data"])
+def test_a_file_may_have_any_name(name):
+    before = sys.modules.get(name)
+    write(f"{name}.py", f"import random, json\nname = {name!r}\ndef model(): return name")
+    assert load(f"{name}.py").model() == name
+    assert sys.modules.get(name) is before
 
 
 @pytest.mark.parametrize(
-    "name, content",
+    "content",
     [
-        ("d.csv", "x,y\n1,0.5\n2,1.5\n"),
-        ("d é.CSV", "\ufeffy, x \n0.5, 1\n1.5, 2\n"),
-        ("d.json", '{"x": [1, 2], "y": [0.5, 1.5]}'),
-        ("d.npz", {"x": np.array([1, 2]), "y": np.array([0.5, 1.5], np.float32)}),
-        ("d.nc", lambda: netcdf(x=[1, 2], y=[0.5, 1.5])),
-        ("arviz.nc", lambda: arviz_file([1, 2], [0.5, 1.5])),
-        ("minutes.nc", lambda: minutes([1, 2], [0.5, 1.5])),
+        "\ufeffdef model(): return 'é'",
+        "# from Windows\r\ndef model():\r\n    return 'é'\r\n",
+        b"# -*- coding: latin-1 -*-\ndef model(): return '\xe9'\n",
+        "from __future__ import annotations\ndef model(x: nothing = 1): return 'é'",
+        "def model(): return 'é'\nif __name__ == '__main__':\n    raise SystemExit",
     ],
 )
-def test_each_format_of_data_file(name, content):
-    data = load("regression.py", write(name, content() if callable(content) else content)).data
-    assert list(data) == sorted(data) or name == "d é.CSV"
-    assert data["x"].dtype == np.int64
-    assert data["y"].dtype == np.float64
-    np.testing.assert_array_equal(data["x"], [1, 2])
-    np.testing.assert_array_equal(data["y"], [0.5, 1.5])
+def test_ways_to_write_a_file(content):
+    assert load(write("wie immer.py", content)).model() == "é"
 
 
-def test_numbers_in_files_stay_numbers():
-    write("scalars.json", '{"x": 3, "y": 0.5, "slope": true}')
-    assert load("regression.py", "scalars.json").data == {"x": 3, "y": 0.5, "slope": True}
-    write("scalars.npz", {"x": np.array(3), "y": np.array(0.5)})
-    assert load("regression.py", "scalars.npz").data["x"].shape == ()
+IMPORTS = [
+    "import helper",
+    "from . import helper",
+    "from .helper import x as _; from . import helper",
+]
 
 
-@pytest.mark.parametrize("header", ["X[0],y,X[1]", "X.0,y,X.1", "X.2,y,X.10", "X[1],y,X[2]"])
-def test_matrix_columns(header):
-    write("m.py", "def model(X, y): pass")
-    write("d.csv", header.replace("X.2", "X.1").replace("X.10", "X.2") + "\n1,5,2\n3,6,4\n")
-    data = load("m.py", "d.csv").data
-    np.testing.assert_array_equal(data["X"], [[1, 2], [3, 4]])
-    assert data["X"].dtype == np.int64
+@pytest.mark.parametrize("statement", IMPORTS)
+def test_each_model_imports_what_lies_beside_it(statement):
+    models = []
+    for place in ("one", "two"):
+        write(f"{place}/helper.py", f"x = {place!r}")
+        write(f"{place}/main.py", f"{statement}\ndef model(): return helper.x")
+        models.append(load(f"{place}/main.py").model)
+    assert [model() for model in models] == ["one", "two"]
+    assert load("one/main.py").model() == "one"
 
 
-def test_matrix_columns_are_ordered_by_number():
-    write("m.py", "def model(X): pass")
-    write("d.csv", ",".join(f"X[{i}]" for i in range(11)) + "\n" + ",".join(map(str, range(11))))
-    np.testing.assert_array_equal(load("m.py", "d.csv").data["X"], [np.arange(11)])
+def test_helpers_import_one_another_and_packages():
+    write("study/priors/__init__.py", "from .scale import x")
+    write("study/priors/scale.py", "x = 3")
+    write("study/helper.py", "import priors\nfrom priors.scale import x")
+    write("study/main.py", "import helper\ndef model(): return helper.x + helper.priors.x")
+    assert load("study/main.py").model() == 6
+
+
+def test_a_file_beside_shadows_no_library():
+    write("study/colorsys.py", "rgb_to_hsv = None")
+    write("study/main.py", "import colorsys\ndef model(): return colorsys.rgb_to_hsv(0, 0, 0)")
+    assert load("study/main.py").model() == (0.0, 0.0, 0)
+
+
+@pytest.mark.parametrize("package", ["household", "json"])
+def test_a_model_in_a_package(package):
+    write(f"{package}/__init__.py", "hours = 24")
+    write(f"{package}/shared.py", "x = 1")
+    write(f"{package}/models/__init__.py", "")
+    write(f"{package}/models/near.py", "y = 2")
+    up = "from ..shared import x; from .. import hours" if package == "household" else "x = 1"
+    write(f"{package}/models/main.py", f"{up}\nfrom .near import y\ndef model(): return x + y")
+    assert load(f"{package}/models/main.py").model() == 3
+
+
+def test_a_file_sees_itself_alone_on_the_command_line(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["vi-demo", "run", "--seed", "3"])
+    text = "import argparse, sys\nargparse.ArgumentParser().parse_args()\nargv = sys.argv\n"
+    write(
+        "script.py",
+        f"{text}def data(): return dict(at=(sys.argv[:],))\ndef model(at): return argv",
+    )
+    loaded = load("script.py")
+    assert loaded.model(**loaded.data) == loaded.data["at"][0] == ["script.py"]
+    assert sys.argv == ["vi-demo", "run", "--seed", "3"]
+
+
+def test_a_file_that_changes_the_folder():
+    write("away/d.txt", "1")
+    text = "import os\nos.chdir('away')\ndef data(): return {'x': int(open('d.txt').read())}\n"
+    here = Path.cwd()
+    write(
+        "moving.py",
+        text.replace("open('d.txt').read()", "os.path.exists('d.txt')") + "def model(x): pass",
+    )
+    assert load("moving.py").data == {"x": 1}
+    assert Path.cwd() == here
+    write("d.json", '{"x": 2}')
+    assert load("moving.py", "d.json").data == {"x": 2}
+    complaint(write("broken.py", "import os\nos.chdir('away')\n1 / 0"))
+    assert Path.cwd() == here
+
+
+def test_what_the_file_says_is_not_lost(capsys, caplog):
+    text = "import logging, warnings\nprint('said')\nwarnings.warn('warned')\n"
+    write("loud.py", f"{text}logging.warning('logged')\ndef model(): pass")
+    with pytest.warns(UserWarning, match="warned"):
+        load("loud.py")
+    assert capsys.readouterr().out == "said\n"
+    assert "logged" in caplog.text
+
+
+def test_what_a_file_said_before_it_failed_is_not_lost(capsys):
+    complaint(write("loud.py", "print('said')\n1 / 0"))
+    assert capsys.readouterr().out.startswith("said\n")
+
+
+SETTINGS = """
+import numpyro
+numpyro.enable_x64(False)
+numpyro.set_platform("cpu")
+numpyro.set_host_device_count(2)
+def model(): pass
+"""
+
+
+def test_a_file_that_sets_numpyro():
+    code = "from vi_demo.loading import load; load('settings.py').model()"
+    write("settings.py", SETTINGS)
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 # What cannot be used: the model
@@ -330,7 +455,31 @@ MODEL_FILES = [
         "coords = ['a']\ndef model(): pass",
         [r"bad file\.py", r"'coords'.* list", r"make it a dict"],
     ),
-    ("def model(x, /): pass", [r"bad file\.py", r"'x'.* positional only", r"take the / out"]),
+    ("", [r"no function 'model'", r"defines none", r"add def model"]),
+    (b"\x7fELF\x02\x01\x00\x00\x01", [r"SyntaxError", r"null bytes|decode|UTF-8"]),
+    (b"\x89PNG\r\n\x1a\n", [r"SyntaxError at bad file\.py:1", r"correct it there"]),
+    ("\ufeffx = 1".encode("utf-16"), [r"SyntaxError", r"correct it there"]),
+    ("if 1:\n\tx = 1\n        y = 2\n", [r"TabError at bad file\.py:3", r"inconsistent use"]),
+    ("class model:\n    def __call__(self): pass", [r"'model' is a class", r"or an instance"]),
+    ("from .gone import x", [r"bad file\.py:1: No module named '\.gone'", r"beside the model"]),
+    (
+        "from . import gone",
+        [r"ImportError at bad file\.py:1: cannot import name 'gone' from '\.'"],
+    ),
+    ("from ...up import x", [r"ImportError at bad file\.py:1", r"beyond top-level package"]),
+    (
+        "import argparse\np = argparse.ArgumentParser()\np.add_argument('n')\np.parse_args()",
+        [r"SystemExit at bad file\.py:4", r"if __name__"],
+    ),
+    ("raise RecursionError('too deep')", [r"RecursionError at bad file\.py:1: too deep"]),
+    (
+        "def guide(x): pass\ndef model(): pass",
+        [r"guide\(x\) cannot be called with the data of model: missing", r"the same arguments"],
+    ),
+    (
+        "def data(): return {'x': 1}\ndef guide(): pass\ndef model(x): pass",
+        [r"guide\(\) cannot be called .*unexpected keyword argument 'x'", r"the same arguments"],
+    ),
 ]
 
 
@@ -343,7 +492,7 @@ def test_unusable_model_files(text, pieces):
 
 def test_a_file_that_fails_leaves_no_module_behind():
     complaint(write("failing.py", "1 / 0"))
-    assert not [name for name in sys.modules if name.startswith("failing_")]
+    assert not [name for name in sys.modules if "failing" in name]
 
 
 SPECS = [
@@ -352,10 +501,11 @@ SPECS = [
     ("regresion.py", [r"'regresion\.py'", r"did you mean regression\.py\?"]),
     ("regression", [r"'regression'", r"did you mean regression\.py\?"]),
     ("sub/lime.py:model", [r"'sub/lime\.py'", r"did you mean sub/line\.py\?"]),
-    ("qqqqqq", [r"'qqqqqq'", r"bundled are bimodal, ", r"path/file\.py"]),
+    ("qqqqqq", [r"'qqqqqq'", r"bundled are .*bimodal, ", r"path/file\.py"]),
     ("", [r"no such model or file: ''", r"bundled are"]),
     ("gone/qqqq.py", [r"'gone/qqqq\.py'", r"bundled are"]),
     ("sub", [r"sub is a folder", r"such as sub/line\.py"]),
+    ("book.ipynb", [r"book\.ipynb is a notebook", r"export .* \.py file", r"nbconvert"]),
     ("notes.txt", [r"notes\.txt is not a Python file", r"--data"]),
     (
         "regression.py:modell",
@@ -373,6 +523,7 @@ SPECS = [
 def test_unusable_specs(spec, pieces):
     write("sub/line.py", REGRESSION)
     write("notes.txt", "")
+    write("book.ipynb", "{}")
     write("needy.py", "import qqqqqq")
     assert_says(complaint(spec), pieces)
 
@@ -401,6 +552,11 @@ OWN_DATA = [
     ("x, y=None", "def data(): return {'x': 1}", [r"lacks 'y'", r"latent", r"y=None from data"]),
     ("sigma", "def data(): return {'sigm': 1}", [r"gives 'sigm'", r"\(sigma\); .* 'sigma'\?"]),
     ("x", "def data(): return {'x': 1, 'weights': 1}", [r"'weights'.* not an argument", "rename"]),
+    ("x", "def data(): return 1, 2", [r"returns 2 values, .*model\(x\) takes 1", r"as many"]),
+    ("x, /, *, y", "def data(): return 1, 2", [r"2 values, .*model\(x, y\) takes 1"]),
+    ("x, /", "def data(): return ()", [r"data\(\) lacks 'x', which model\(x\) needs"]),
+    ("*x", "def data(): return 1, [1, np.nan]", [r"data\(\): x\[1\]\[1\] is nan"]),
+    ("x", "def data(): yield 1", [r"returns generator, not a dict"]),
     ("**kw", "def data(): return {1: 2}", [r"gives 1, .* not an argument"]),
     (
         "x",
@@ -447,90 +603,6 @@ OWN_DATA = [
 def test_unusable_data_of_the_model_file(arguments, data, pieces):
     write("own.py", f"{data}\nimport numpy as np\ndef model({arguments}): pass")
     assert_says(complaint("own.py"), [r"^own\.py", *pieces])
-
-
-DATA_FILES = [
-    ("d.csv", "x,y\n1,2\nthree,4\n", [r"column 'x', row 2 is 'three', not a number", "recode"]),
-    ("d.csv", "x,y\n1,2\n3,\n", [r"column 'y', row 2 is missing; drop or impute"]),
-    ("d.csv", "x,y\n1,2\n3\n", [r"column 'y', row 2 is missing"]),
-    ("d.csv", "x,y\n1,NA\n3,no\n", [r"column 'y', row 2 is 'no', not a number"]),
-    ("d.csv", "x,y\nTrue,1\n,2\n", [r"column 'x', row 2 is missing"]),
-    ("d.csv", "x,y\n1,2\n3,inf\n", [r"y\[1\] is inf; drop"]),
-    ("d.csv", "x,y\n1,2\n3,4,5\n", [r"Expected 2 fields in line 3, saw 3", "one value a column"]),
-    ("d.csv", "x,y\n1,2,3\n", [r"more values than the header", "name every column"]),
-    ("d.csv", "", [r"d\.csv is empty", r"write"]),
-    ("d.csv", "x,y\n", [r"no rows", r"write the data"]),
-    ("d.csv", "x;y\n1,5;2\n", [r"separated by semicolons", r"commas"]),
-    ("d.csv", "x\ty\n1\t2\n", [r"separated by tabs", r"commas"]),
-    ("d.csv", "1,2.5\n3,4\n", [r"begins with numbers", r"names of the columns"]),
-    ("d.csv", ",x,y\n1,2,3\n", [r"column 1 has no name", r"name it"]),
-    ("d.csv", "x,y,x\n1,2,3\n", [r"two columns are named 'x'", r"rename"]),
-    (
-        "d.csv",
-        "x,y,town\n1,2,Ulm\n",
-        [r"'town'.* not an argument of model\(x, y, slope\)", "leave"],
-    ),
-    ("d.csv", "x,yy\n1,2\n", [r"gives 'yy'", r"did you mean 'y'\?"]),
-    ("d.csv", "y\n1\n", [r"lacks 'x', which model\(x, y, slope\) needs; add it to the file"]),
-    ("d.csv", "x\n1\n", [r"lacks 'y'", r"latent", r"add it to the file", r"y=None from data\(\)"]),
-    ("d.csv", "x[0],x[2],y\n1,2,3\n", [r"'x\[0\]', 'x\[2\]'.* matrix 'x'", r"without a gap"]),
-    ("d.csv", "x[0],x,y\n1,2,3\n", [r"'x\[0\]'.* matrix 'x'", r"without a column 'x'"]),
-    ("d.csv", "x[0],y\none,3\n", [r"column 'x\[0\]', row 1 is 'one'"]),
-    ("d.csv", b"x,y\n1,\xe9\n", [r"not UTF-8", r"save it as UTF-8"]),
-    ("d.json", '{"x": [1,\n 2], "y": }', [r"d\.json:2: not JSON at column 11", r"correct it"]),
-    ("d.json", "", [r"d\.json:1: not JSON at column 1", r"correct it"]),
-    ("d.json", b'{"\xe9": 1}', [r"not UTF-8", r"save it"]),
-    ("d.json", "[1, 2]", [r"holds a list", r"write an object"]),
-    ("d.json", '{"x": [[1, 2], [3]], "y": 1}', [r"x is ragged, row 1 .* row 0", "equally long"]),
-    ("d.json", '{"x": [1, null], "y": 1}', [r"x\[1\] is missing", r"drop or impute"]),
-    ("d.json", '{"x": [1, "a"], "y": 1}', [r"x\[1\] is 'a', not a number"]),
-    ("d.json", '{"x": [1, NaN], "y": 1}', [r"x\[1\] is nan", r"drop or impute"]),
-    ("d.json", '{"x": "a", "y": 1}', [r"x is 'a', neither a number nor", r"replace it"]),
-    ("d.json", '{"x": {"a": 1}, "y": 1}', [r"x is \{'a': 1\}, neither", r"replace it"]),
-    ("d.npz", "nothing", [r"not an npz archive", r"numpy\.savez"]),
-    (
-        "d.npz",
-        {"x": np.array([1, {}], object)},
-        [r"'x' is an array of Python objects", "as an arr"],
-    ),
-    ("d.npz", {"x": np.array(["a"]), "y": 1}, [r"x\[0\] is 'a', not a number"]),
-    ("d.npz", {"x": np.ones(2), "y": [1, np.nan]}, [r"y\[1\] is nan", r"drop or impute"]),
-    ("d.nc", "nothing", [r"cannot be read as netCDF", r"to_netcdf"]),
-    ("d.nc", lambda: netcdf(), [r"no variables", r"constant_data", r"name its"]),
-    ("d.nc", lambda: netcdf(x=[1.0, np.nan], y=[1]), [r"x\[1\] is nan", r"drop or impute"]),
-    ("d.nc", lambda: netcdf(x=["a"], y=[1]), [r"x\[0\] is 'a', not a number"]),
-    ("d.tsv", "x\ty\n", [r"no extension that says", r"\.csv, \.json, \.npz, \.nc"]),
-    ("data", "", [r"no extension that says", r"save it as one of \.csv"]),
-]
-
-
-@pytest.mark.parametrize("name, content, pieces", DATA_FILES)
-def test_unusable_data_files(name, content, pieces):
-    write(name, content() if callable(content) else content)
-    assert_says(complaint("regression.py", name), [rf"^{re.escape(name)}", *pieces])
-
-
-def test_damaged_archive():
-    write("d.npz", {"x": np.arange(1000), "y": np.arange(1000)})
-    content = bytearray(Path("d.npz").read_bytes())
-    content[500] ^= 0xFF
-    write("d.npz", bytes(content))
-    assert_says(complaint("regression.py", "d.npz"), [r"d\.npz is damaged", r"numpy\.savez"])
-
-
-def test_absent_data_files():
-    write("points.csv", "x,y\n1,2\n")
-    write("somewhere/points.csv", "x,y\n1,2\n")
-    assert_says(
-        complaint("regression.py", "point.csv"),
-        [r"no such data file: 'point\.csv'", r"did you mean points\.csv\?"],
-    )
-    assert_says(
-        complaint("regression.py", "q.json"), [r"no such data file: 'q\.json'", r"check the path"]
-    )
-    assert_says(
-        complaint("regression.py", "somewhere"), [r"somewhere is a folder", r"\.csv, \.json"]
-    )
 
 
 def test_a_data_file_replaces_data_entirely():

@@ -8,23 +8,25 @@ JAX is not imported here; the user's file does that when it runs.
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.util
 import inspect
-import re
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from vi_demo.data import Takes, checked, close_to, listed, read
-from vi_demo.errors import InputError, place_of, text_of
+from vi_demo.data import checked, close_to, listed
+from vi_demo.errors import InputError
+from vi_demo.importing import as_a_script, import_file, import_path, run
+from vi_demo.reading import read
+from vi_demo.signatures import Takes, by_name, function_of, states_a_model, takes_of
 
 
 class Loaded(NamedTuple):
-    """A model, the keyword arguments to call it with, and the file they came from."""
+    """A model, the arguments to call it with, and the file they came from.
+
+    `model(**data)` is a call of the model, whichever way it takes its arguments; so is
+    `guide(**data)` of the guide beside it, where there is one.
+    """
 
     name: str
     description: str
@@ -33,6 +35,7 @@ class Loaded(NamedTuple):
     coords: dict
     dims: dict
     source: str
+    guide: Callable | None = None
 
 
 class Given(NamedTuple):
@@ -54,21 +57,26 @@ def load(spec: str, data_file: str | None = None) -> Loaded:
     is passed on as it is. Raises `InputError` for whatever cannot be used.
     """
     label, file, function = _find(spec)
-    module = _import_file(file, label) if file else _import_path(label)
-    model = _model(module, function, label)
-    takes = _takes(model, function, label)
-    given = _own_data(module, label) if data_file is None else _from_file(str(data_file), takes)
+    with as_a_script(label):
+        module = import_file(file, label) if file else _import_path(label)
+        model = _model(module, function, label)
+        takes = takes_of(model, function)
+        given = _own_data(module, takes, label) if data_file is None else None
+    given = given or _from_file(str(data_file), takes)
+    given = _without_others(given, takes, module)
     _refuse_unknown(given, takes)
     _refuse_absent(given, takes)
+    data = {name: _checked(name, given, takes) for name in given.values}
     stem = file.stem if file else label.rpartition(".")[2]
     return Loaded(
         name=stem if function == "model" else f"{stem}_{function}",
         description=(module.__doc__ or "").strip().partition("\n")[0],
-        model=model,
-        data={k: checked(v, f"{given.by}: {k}", given.own) for k, v in given.values.items()},
+        model=by_name(model),
+        data=data,
         coords=_mapping(module, "coords", label),
         dims=_mapping(module, "dims", label),
         source=str(file or getattr(module, "__file__", None) or spec),
+        guide=_guide(module, function, data, label),
     )
 
 
@@ -93,6 +101,11 @@ def _find(spec: str) -> tuple[str, Path | None, str]:
         return place, bundled()[place].resolve(), function
     path = Path(place).expanduser()
     if path.is_file():
+        if path.suffix == ".ipynb":
+            raise InputError(
+                f"{place} is a notebook; export the cells of its model as a .py file, for example "
+                "with jupyter nbconvert --to script."
+            )
         if path.suffix != ".py":
             raise InputError(
                 f"{place} is not a Python file; give the .py file that holds the model, "
@@ -119,31 +132,9 @@ def _no_such_model(place: str, path: Path) -> InputError:
     )
 
 
-def _import_file(file: Path, label: str) -> ModuleType:
-    """Run the file as a module under a name of its own, so that random.py shadows nothing."""
-    _add_to_path(file.parent)
-    digest = hashlib.sha256(str(file).encode()).hexdigest()[:12]
-    name = f"{re.sub(r'\W', '_', file.stem)}_{digest}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    module = importlib.util.module_from_spec(spec)
-
-    def run():
-        # Compiled from the source each time: no __pycache__ beside the user's file, none stale.
-        exec(spec.loader.source_to_code(file.read_bytes(), str(file)), vars(module))
-        return module
-
-    sys.modules[name] = module  # dataclasses and pickle look their module up there
-    try:
-        return _run(run, f"{label}: importing it")
-    except BaseException:
-        sys.modules.pop(name, None)
-        raise
-
-
 def _import_path(place: str) -> ModuleType:
-    _add_to_path(Path.cwd())
     try:
-        return _run(lambda: importlib.import_module(place), f"{place}: importing it")
+        return import_path(place)
     except InputError as error:
         cause = error.__cause__
         if not isinstance(cause, ModuleNotFoundError) or not f"{place}.".startswith(
@@ -156,37 +147,13 @@ def _import_path(place: str) -> ModuleType:
         raise InputError(f"{place}: no module named {cause.name!r}; {hint}") from cause
 
 
-def _add_to_path(folder: Path) -> None:
-    """Let files beside the model be imported; last, so that they never shadow a library."""
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
-
-
-def _run(call: Callable, doing: str):
-    """Call the user's code; whatever stops it, except Ctrl-C, is told in one line."""
-    try:
-        return call()
-    except InputError:
-        raise
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"{doing} stopped{place_of(error)}: {text_of(error)}; install it in the environment "
-            "that vi-demo runs in, or put it beside the model's file."
-        ) from error
-    except SystemExit as error:
-        raise InputError(
-            f"{doing} stopped with SystemExit{place_of(error)}; put what only a script should run "
-            'under if __name__ == "__main__".'
-        ) from error
-    except Exception as error:
-        raise InputError(
-            f"{doing} stopped with {type(error).__name__}{place_of(error)}: {text_of(error)}; "
-            "correct it there (--debug shows the traceback)."
-        ) from error
-
-
 def _model(module: ModuleType, function: str, label: str) -> Callable:
     model = getattr(module, function, None)
+    if inspect.isclass(model):
+        raise InputError(
+            f"{label}: {function!r} is a class; make it a function, def {function}(...), or an "
+            "instance that can be called."
+        )
     if callable(model):
         return model
     if model is not None:
@@ -194,12 +161,7 @@ def _model(module: ModuleType, function: str, label: str) -> Callable:
             f"{label}: {function!r} is of type {type(model).__name__}; make it a function, "
             f"def {function}(...)."
         )
-    defined = [
-        name
-        for name, value in vars(module).items()
-        if callable(value) and getattr(_inner(value), "__module__", None) == module.__name__
-        if name != "data" and not name.startswith("_") and not inspect.isclass(value)
-    ]
+    defined = list(_defined(module))
     close = close_to(function, defined) or (defined[0] if len(defined) == 1 else None)
     remedy = f"did you mean {label}:{close}?" if close else f"add def {function}(...) to it."
     raise InputError(
@@ -208,28 +170,37 @@ def _model(module: ModuleType, function: str, label: str) -> Callable:
     )
 
 
-def _inner(model: Callable) -> Callable:
-    """The function inside NumPyro's handlers, as a decorating handler hides its signature."""
-    while callable(getattr(model, "fn", None)):
-        model = model.fn
-    return model
+def _defined(module: ModuleType) -> dict[str, Callable]:
+    """What can be called of what a module itself defines, but for data() and private names."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if callable(value) and not inspect.isclass(value)
+        if getattr(function_of(value), "__module__", None) == module.__name__
+        if name != "data" and not name.startswith("_")
+    }
 
 
-def _takes(model: Callable, function: str, label: str) -> Takes:
-    try:
-        parameters = inspect.signature(_inner(model)).parameters.values()
-    except ValueError:  # some compiled callables do not say
-        return Takes(f"{function}(...)", {}, True)
-    for parameter in parameters:
-        if parameter.kind is parameter.POSITIONAL_ONLY:
+def _guide(module: ModuleType, function: str, data: dict, label: str) -> Callable | None:
+    """The guide beside a model: robust_guide for the function robust, else guide."""
+    own = "guide" if function == "model" else f"{function}_guide"
+    for name in dict.fromkeys((own, "guide")):
+        guide = getattr(module, name, None)
+        if not callable(guide) or inspect.isclass(guide):
+            continue
+        try:
+            inspect.signature(by_name(guide)).bind(**data)
+        except TypeError as error:
+            if name != own:  # another model's
+                return None
             raise InputError(
-                f"{label}: argument {parameter.name!r} of {function} is positional only, and "
-                "data are given by name; take the / out of its definition."
-            )
-    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    named = {p.name: p for p in parameters if p.kind not in variable}
-    any_name = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    return Takes(f"{function}({', '.join(named)})", named, any_name)
+                f"{label}: {takes_of(guide, name).call} cannot be called with the data of "
+                f"{function}: {error}; give it the same arguments."
+            ) from error
+        except ValueError:  # some compiled callables do not say
+            pass
+        return by_name(guide)
+    return None
 
 
 def _mapping(module: ModuleType, name: str, label: str) -> dict:
@@ -244,7 +215,7 @@ def _mapping(module: ModuleType, name: str, label: str) -> dict:
 # The data: who gives them, and whether the model takes them
 
 
-def _own_data(module: ModuleType, label: str) -> Given:
+def _own_data(module: ModuleType, takes: Takes, label: str) -> Given:
     """What the file's own `data()` returns."""
     data = getattr(module, "data", None)
     if data is None:
@@ -255,13 +226,29 @@ def _own_data(module: ModuleType, label: str) -> Given:
             f"{label}: 'data' is of type {type(data).__name__}; make it a function, "
             "def data(): return {...}."
         )
-    values = _run(data, f"{label}: data()")
+    by = f"{label}: data()"
+    values = run(data, by)
+    values = values._asdict() if hasattr(values, "_asdict") else values  # a named tuple
+    if isinstance(values, tuple):
+        values = _placed(values, takes, by)
     if not isinstance(values, Mapping):
         raise InputError(
-            f"{label}: data() returns {type(values).__name__}, not a dict; return the arguments "
-            'of the model by name, such as {"y": y}.'
+            f"{by} returns {type(values).__name__}, not a dict; return the arguments of the model "
+            'by name, such as {"y": y}, or a tuple of them in order.'
         )
-    return Given(f"{label}: data()", dict(values), f"{label}: data() lacks", "return it too")
+    return Given(by, dict(values), f"{by} lacks", "return it too")
+
+
+def _placed(values: tuple, takes: Takes, by: str) -> dict[str, Any]:
+    """Arguments given by position, by their names; those beyond belong to *args."""
+    names = takes.by_position
+    if len(values) > len(names) and takes.rest is None:
+        raise InputError(
+            f"{by} returns {len(values)} values, and {takes.call} takes {len(names)} by position; "
+            "return as many, or a dict of them by name."
+        )
+    placed = dict(zip(names, values, strict=False))
+    return placed if takes.rest is None else placed | {takes.rest: values[len(names) :]}
 
 
 def _from_file(name: str, takes: Takes) -> Given:
@@ -269,9 +256,33 @@ def _from_file(name: str, takes: Takes) -> Given:
     return Given(name, read(name, takes), f"{name} lacks", "add it to the file", own=False)
 
 
+def _without_others(given: Given, takes: Takes, module: ModuleType) -> Given:
+    """Without what only other models of the same file take, as models may share their data.
+
+    A name much like an argument that is not given is kept, to be told as a slip.
+    """
+    if all(map(takes.accepts, given.values)):
+        return given
+    absent = [k for k in takes.parameters if k not in given.values]
+    models = [takes_of(f, "") for f in _defined(module).values() if states_a_model(f)]
+    others = {name for other in models for name in other.parameters}
+
+    def anothers(name):
+        return name in others and not takes.accepts(name) and not close_to(name, absent)
+
+    return given._replace(values={k: v for k, v in given.values.items() if not anothers(k)})
+
+
+def _checked(name: str, given: Given, takes: Takes):
+    value, where = given.values[name], f"{given.by}: {name}"
+    if name == takes.rest and isinstance(value, tuple):
+        return tuple(checked(v, f"{where}[{i}]", given.own) for i, v in enumerate(value))
+    return checked(value, where, given.own)
+
+
 def _refuse_unknown(given: Given, takes: Takes) -> None:
     for name in given.values:
-        if name in takes.parameters or (takes.any_name and isinstance(name, str)):
+        if takes.accepts(name):
             continue
         close = close_to(str(name), takes.parameters)
         remedy = f"did you mean {close!r}?" if close else "rename it or leave it out."
