@@ -1,4 +1,4 @@
-"""Eight schools, centred: a hierarchy whose scale can vanish.
+"""Eight schools, centred: the scale can vanish.
 
 Eight schools each ran a coaching programme for the SAT; y is a school's estimated effect in
 points and sigma the standard error of that estimate. As tau shrinks, every theta is pinned to

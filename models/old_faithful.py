@@ -1,4 +1,4 @@
-"""Old Faithful: two kinds of wait, and nothing to say which comes first.
+"""Old Faithful: two kinds of wait, labels exchangeable.
 
 A mixture of two Gaussians for the minutes between eruptions of the geyser. The prior treats the
 components alike, so swapping them leaves the posterior unchanged: it has two modes of exactly

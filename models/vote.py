@@ -1,7 +1,8 @@
-"""Clinton or Dole: a logistic regression whose posterior is nearly Gaussian.
+"""Clinton or Dole: a posterior that is nearly Gaussian.
 
-The easy case. 944 answers from the 1996 American National Election Study leave little room for
-skewness, so a full-rank Gaussian fitted in either direction should be right.
+The easy case: a logistic regression of 944 answers from the 1996 American National Election Study,
+which leave little room for skewness, so a full-rank Gaussian fitted in either direction should be
+right.
 
 Data: American National Election Studies, 1996.
 """
