@@ -68,7 +68,7 @@ def test_help_names_every_choice(command):
     for name in (*names, *guides.FAMILIES, *references.METHODS):
         assert name in text
     assert cli.FITS == fitting.DEFAULT
-    assert tuple(g.partition(":")[0] for g in cli.GUIDES) == tuple(guides.FAMILIES)
+    assert tuple(g.partition(":")[0] for g in cli.GUIDES) == (*guides.FAMILIES, "own")
     assert {g[:-2] for g in cli.GUIDES if ":" in g} == set(guides.WITH_NUMBER)
     assert tuple(references.METHODS) == cli.REFERENCES
 
@@ -78,8 +78,9 @@ def test_check_says_what_can_be_fitted(command):
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "eight_schools: 10 dimensions"
-    assert lines[1] == "sites: mu a number, tau a number, theta [8]"
-    assert lines[2] == "log density finite at 64 of 64 starting points, its gradient at 64"
+    assert lines[2] == "  tau: latent, positive, prior HalfCauchy"
+    assert lines[4] == "  y of shape [8]: observed, is argument y, Normal"
+    assert lines[5] == "log density finite at 64 of 64 draws of the prior, its gradient at 64"
     assert lines[-1].startswith("can be fitted: a density and no draws: reverse_kl at once; ")
     assert all(f.__name__ in lines[-1] for f in F_DIVERGENCES)
 
@@ -125,7 +126,7 @@ def test_another_divergence_and_the_path(command, tmp_path):
 def test_models_are_listed_with_their_first_line(command):
     lines = command("models").stdout.splitlines()
     assert [line.split()[0] for line in lines] == list(loading.bundled())
-    assert "Two modes: half a Gaussian" in lines[0]
+    assert "Two modes: half a Gaussian" in lines[1]
 
 
 def unused(separation=4.0):
@@ -217,13 +218,13 @@ BAD_MODELS = {
     ),
     "nothing latent": (
         NORMAL + "def model():\n    numpyro.sample('y', dist.Normal(0, 1), obs=1.0)\n",
-        r"no latent site.*without obs",
+        r"no continuous latent site.*without obs",
     ),
     "nan everywhere": (
         NORMAL
         + "def model():\n    x = numpyro.sample('x', dist.Normal(0, 1))\n"
         + "    numpyro.factor('bad', x * float('nan'))\n",
-        r"finite at none of 100 starting points.*'bad'.*check",
+        r"finite at none of 512 starting points.*'bad'.*check",
     ),
 }
 
@@ -236,7 +237,7 @@ def test_bad_models(command, tmp_path, case):
 
 
 BAD_ARGUMENTS = {
-    "no such file": (["nowhere.py"], r"nowhere\.py.*bundled are bimodal"),
+    "no such file": (["nowhere.py"], r"nowhere\.py.*bundled are banana, bimodal"),
     "unknown fit": (["bimodal", "--fit", "reverse"], r"'reverse'.*reverse_kl.*forward_kl"),
     "fit without its number": (["bimodal", "--fit", "alpha"], r"'alpha' is not one of.*alpha:A"),
     "fit of no number": (["bimodal", "--fit", "renyi:two"], r"'renyi:two' is not.*renyi:A"),

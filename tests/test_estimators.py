@@ -95,7 +95,10 @@ def test_k_where_ratios_are_infinite_or_overflow():
     lost = np.array([-np.inf, 0.0])
     assert [k(lost).value for k in (k1, k2, k3)] == [np.inf] * 3
     assert k3(np.array([800.0, 0.0])) == (np.inf, 0.0)
-    assert k3(np.array([400.0, 0.0])) == (pytest.approx(np.exp(400.0) / 2), np.inf)
+    assert k3(np.array([400.0, 0.0])) == (
+        pytest.approx(np.exp(400.0) / 2),
+        pytest.approx(np.exp(400.0) / 8**0.5),
+    )
 
 
 @pytest.mark.parametrize("estimator", [k1, k2, k3, lambda r: from_guide(reverse_kl, r)])

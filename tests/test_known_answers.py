@@ -1,6 +1,7 @@
 """The bundled models end to end: what is known exactly of each, and what ArviZ makes of it."""
 
 import json
+import warnings
 
 import arviz as az
 import jax.numpy as jnp
@@ -180,7 +181,9 @@ class TestArviZ:
     def test_loo_approximate_posterior_of_vote(self, bundled_run):
         tree = bundled_run("vote")["reverse_kl"]
         stats = tree["sample_stats"]
-        loo = az.loo_approximate_posterior(tree, stats["log_p"], stats["log_q"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an influential row may be above 0.7 by chance
+            loo = az.loo_approximate_posterior(tree, stats["log_p"], stats["log_q"])
         assert loo.n_data_points == 944
         assert loo.p == pytest.approx(7, abs=1.5)
 
@@ -206,9 +209,9 @@ def test_a_run_is_saved_and_read_whole(bundled_run, tmp_path):
 def test_every_start_is_kept(bundled_run):
     run = bundled_run("bimodal")
     restarts = run["reverse_kl/restarts"]
-    assert restarts.sizes["restart"] == 8
+    assert restarts.sizes["restart"] == 2  # a start for each mode
     assert int(restarts["elbo"].values.argmax()) == restarts.attrs["best"]
-    assert run["reverse_kl/history"]["elbo"].sizes["restart"] == 8
+    assert run["reverse_kl/history"]["elbo"].sizes["restart"] == 2
 
 
 def test_json_holds_no_number_that_is_not_finite():

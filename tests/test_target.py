@@ -13,8 +13,10 @@ from numpyro.distributions import constraints
 from scipy import stats
 from xarray import DataTree
 
-from vi_demo import Target
+from vi_demo import Target, check, starts
 from vi_demo.errors import InputError
+
+KEY = jax.random.key(0)
 
 SUPPORTS = {
     "real": dist.Normal(0, 1),
@@ -118,12 +120,19 @@ def test_from_draws_of_an_array_and_of_a_tree():
         {
             "posterior": DataTree.from_dict({})
             .to_dataset()
-            .assign(a=(("chain", "draw"), draws[..., 0]), b=(("chain", "draw", "k"), draws))
+            .assign(
+                a=(("chain", "draw"), np.exp(draws[..., 0])),
+                b=(("chain", "draw", "k"), np.roll(draws, 1, 1)),
+            )
         }
     )
     target = Target.from_draws(tree)
     assert target.sites == {"a": (), "b": (2,)}
-    np.testing.assert_allclose(target.draws[:, 0], draws[..., 0].ravel())
+    assert target.coordinates == ["log a", "b[0]", "b[1]"]
+    np.testing.assert_allclose(target.draws[:, 0], draws[..., 0].ravel(), atol=1e-12)
+    np.testing.assert_allclose(
+        target.constrain(target.draws[7])["a"], np.exp(draws[..., 0]).flat[7]
+    )
 
 
 def test_arviz_may_be_imported_before_numpyro():
@@ -156,8 +165,39 @@ def nothing_latent(y=1.0):
     numpyro.sample("y", dist.Normal(0, 1), obs=y)
 
 
-def discrete_latent():
+def only_discrete():
     numpyro.sample("k", dist.Categorical(logits=jnp.zeros(3)))
+
+
+def endless_discrete():
+    rate = numpyro.sample("rate", dist.Gamma(1.0, 1.0))
+    numpyro.sample("k", dist.Poisson(rate))
+
+
+def discrete_from_two():
+    x = numpyro.sample("x", dist.Normal(0, 1))
+    k = numpyro.sample("k", dist.DiscreteUniform(2, 5))
+    numpyro.factor("f", x * k)
+
+
+def loose_batch():
+    numpyro.sample("x", dist.Normal(0, 1))
+    numpyro.sample("k", dist.Categorical(logits=jnp.zeros((4, 3))))
+
+
+def a_delta():
+    numpyro.sample("x", dist.Normal(0, 1))
+    numpyro.sample("fixed", dist.Delta(1.0))
+
+
+def nothing_inside():
+    numpyro.sample("x", dist.Normal(jnp.zeros(0), 1).to_event(1))
+
+
+def flat():
+    x = numpyro.sample("x", dist.ImproperUniform(constraints.real, (), ()))
+    numpyro.sample("y", dist.ImproperUniform(constraints.real, (), ()))
+    numpyro.factor("f", -(x**2))
 
 
 def nan_everywhere():
@@ -171,16 +211,6 @@ def with_an_if():
         numpyro.factor("f", 1.0)
 
 
-def subsampled():
-    numpyro.sample("x", dist.Normal(0, 1))
-    with numpyro.plate("rows", 8, subsample_size=2):
-        pass
-
-
-def with_a_param():
-    numpyro.sample("x", dist.Normal(0, numpyro.param("scale", 1.0)))
-
-
 def broken_code():
     x = numpyro.sample("x", dist.Normal(0, 1))
     return x.no_such_thing
@@ -189,12 +219,15 @@ def broken_code():
 @pytest.mark.parametrize(
     ("model", "pieces"),
     [
-        (nothing_latent, ["no latent site", "without obs"]),
-        (discrete_latent, ["'k'", "discrete", "MixtureSameFamily"]),
+        (nothing_latent, ["no continuous latent site", "without obs"]),
+        (only_discrete, ["no continuous latent site", "without obs"]),
+        (endless_discrete, ["'k'", "endlessly many values (Poisson)", "cut it off"]),
+        (discrete_from_two, ["'k'", "begin at 2", "from 0 up"]),
+        (loose_batch, ["'k'", "batch of shape (4,)", "numpyro.plate"]),
+        (a_delta, ["'fixed'", "Delta", "numpyro.deterministic"]),
+        (nothing_inside, ["'x'", "shape (0,)", "are the data empty"]),
+        (flat, ["nothing depends on site 'y'", "proper prior"]),
         (with_an_if, ["traced by JAX", "test_target.py", "jnp.where"]),
-        (subsampled, ["'rows'", "2 of 8 rows", "leave subsample_size out"]),
-        (with_a_param, ["numpyro.param 'scale'", "give it one"]),
-        (nan_everywhere, ["'broken'", "finite at none", "check"]),
         (broken_code, ["AttributeError", "test_target.py", "no_such_thing"]),
     ],
 )
@@ -207,6 +240,152 @@ def test_unusable_models_are_refused_in_one_line(model, pieces):
         assert piece in text
 
 
+def test_a_density_that_is_finite_nowhere():
+    target = Target.from_numpyro(nan_everywhere)
+    with pytest.raises(InputError, match=r"finite at none of \d+ .*'broken'.*a factor of nan"):
+        starts.points(target, jax.random.key(0), 4)
+
+
+def test_discrete_sites_are_summed_out_and_drawn_again():
+    """A mixture of two Gaussians, whose component is a site of its own."""
+    shares, means = np.array([0.3, 0.7]), np.array([-1.0, 2.0])
+
+    def model(y):
+        sd = numpyro.sample("sd", dist.LogNormal(0.0, 1.0))
+        with numpyro.plate("row", len(y)):
+            k = numpyro.sample("k", dist.Categorical(jnp.asarray(shares)))
+            mean = numpyro.deterministic("mean", jnp.asarray(means)[k])
+            numpyro.sample("y", dist.Normal(mean, sd), obs=y)
+
+    y = np.array([-1.2, 0.4, 2.5])
+    target = Target.from_numpyro(model, {"y": y})
+    assert target.sites == {"sd": ()} and target.log_likelihood is None
+    each = shares * stats.norm(means, np.exp(0.3)).pdf(y[:, None])
+    prior = stats.lognorm(1.0).logpdf(np.exp(0.3)) + 0.3
+    assert float(target.log_density(jnp.array([0.3]))) == pytest.approx(
+        np.log(each.sum(1)).sum() + prior
+    )
+    drawn = target.discrete_draws(jax.random.key(0), jnp.full((20_000, 1), 0.3))
+    expected = each[:, 1] / each.sum(1)
+    np.testing.assert_allclose(drawn["k"].mean(0), expected, atol=0.015)
+    np.testing.assert_array_equal(drawn["mean"], means[drawn["k"]])
+    assert float(target.prior.log_density(jnp.array([0.3]))) == pytest.approx(prior)
+
+
+def regression(x, y, rows=None):
+    b = numpyro.sample("b", dist.Normal(0, 2).expand([2]).to_event(1))
+    with numpyro.plate("row", len(x), subsample_size=rows) as i:
+        numpyro.sample("y", dist.Normal(b[0] + b[1] * x[i], 1.0), obs=y[i])
+
+
+@pytest.fixture(scope="module")
+def many_rows():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=20_001)
+    return {"x": x, "y": 1.0 - 0.5 * x + rng.normal(size=x.size)}
+
+
+def test_a_long_subsampled_plate_is_walked_through_in_chunks(many_rows):
+    """All rows count once and the prior once, in value and gradient; some rows estimate it."""
+    whole = Target.from_numpyro(regression, {k: jnp.asarray(v) for k, v in many_rows.items()})
+    parts = Target.from_numpyro(regression, many_rows | {"rows": 100})
+    assert parts.chunked and not whole.chunked and whole.estimate is None
+    z = jnp.array([0.7, -0.2])
+    assert float(parts.log_density(z)) == pytest.approx(float(whole.log_density(z)), rel=1e-12)
+    slopes = [jax.grad(t.log_density)(z) for t in (parts, whole)]
+    np.testing.assert_allclose(*slopes, rtol=1e-9)
+    guesses = jax.vmap(lambda key: parts.estimate(z, key))(
+        jax.random.split(jax.random.key(0), 4000)
+    )
+    error = guesses.std() / len(guesses) ** 0.5
+    assert abs(float(guesses.mean() - whole.log_density(z))) < 4 * error
+    prior = stats.norm(0, 2).logpdf(z).sum()
+    assert float(parts.prior.log_density(z)) == pytest.approx(prior)
+
+
+def test_sites_inside_a_subsampled_plate_are_cut_to_its_rows():
+    y = np.arange(6.0)
+
+    def model(rows=None):
+        with numpyro.plate("row", 6, subsample_size=rows) as i:
+            a = numpyro.sample("a", dist.Normal(0, 1))
+            numpyro.sample("y", dist.Normal(a, 1), obs=jnp.asarray(y)[i])
+
+    target = Target.from_numpyro(model, {"rows": 2})
+    z = jnp.linspace(-1, 1, 6)
+    guesses = jax.vmap(lambda key: target.estimate(z, key))(jax.random.split(KEY, 4000))
+    exact = stats.norm.logpdf(z).sum() + stats.norm.logpdf(y - z).sum()
+    assert float(target.log_density(z)) == pytest.approx(exact)
+    assert float(guesses.mean()) == pytest.approx(exact, abs=4 * float(guesses.std()) / 4000**0.5)
+
+
+def test_parameters_are_found_and_can_be_held():
+    def model(y):
+        scale = numpyro.param("scale", 2.0, constraint=constraints.positive)
+        x = numpyro.sample("x", dist.Normal(0, scale))
+        numpyro.sample("y", dist.Normal(x, 1), obs=y)
+
+    target = Target.from_numpyro(model, {"y": 3.0})
+    assert float(target.parameters["scale"]) == pytest.approx(np.log(2.0))
+    z = jnp.array([1.0])
+    held = target.given({"scale": jnp.log(4.0)})
+    expected = stats.norm(0, 4).logpdf(1.0) + stats.norm.logpdf(2.0)
+    assert float(held.log_density(z)) == pytest.approx(expected) and not held.parameters
+    assert float(target.joint(z, {"scale": jnp.log(4.0)})) == pytest.approx(expected)
+    assert float(target.log_density(z)) != pytest.approx(expected)
+
+
+def test_values_imputed_behind_a_mask_leave_no_flat_direction():
+    """What obs_mask leaves over of its latents is given N(0, 1), which changes nothing else."""
+    seen = np.array([True, False, True])
+
+    def model(y):
+        mu = numpyro.sample("mu", dist.Normal(0, 1))
+        with numpyro.plate("row", 3):
+            numpyro.sample("y", dist.Normal(mu, 1), obs=y, obs_mask=seen)
+
+    y = np.array([0.5, 0.0, -1.0])
+    target = Target.from_numpyro(model, {"y": y})
+    z = jnp.array([0.2, 0.1, 0.7, -0.4])
+    exact = (
+        stats.norm.logpdf([0.2, 0.1, -0.4]).sum() + stats.norm(0.2).logpdf([0.7, 0.5, -1]).sum()
+    )
+    assert float(target.log_density(z)) == pytest.approx(exact)
+
+
+def test_names_of_coordinates_keep_the_order_of_the_sites():
+    def model():
+        numpyro.sample("b", dist.Normal(0, 1).expand([2]).to_event(1))
+        numpyro.sample("a", dist.Normal(0, 1))
+
+    assert Target.from_numpyro(model).coordinate_names == ["b[0]", "b[1]", "a"]
+
+
+def test_what_is_told_of_a_model():
+    def model(y):
+        a = numpyro.sample("a", dist.HalfNormal(1.0))
+        numpyro.sample("k", dist.Bernoulli(0.5))
+        numpyro.sample("y", dist.Normal(0, a).expand([2]).to_event(1), obs=y)
+
+    said = check.lines(Target.from_numpyro(model, {"y": np.ones(2)}, name="told"))
+    assert said[:4] == [
+        "told: 1 dimension",
+        "  a: latent, positive, prior HalfNormal",
+        "  k: discrete, summed out, boolean, prior Bernoulli",
+        "  y of shape [2]: observed, is argument y, Normal",
+    ]
+
+
+def test_a_direction_without_an_end_is_told():
+    def model():
+        free = dist.ImproperUniform(constraints.real, (), ())
+        a, b = numpyro.sample("a", free), numpyro.sample("b", free)
+        numpyro.factor("f", -((a + b) ** 2))
+
+    said = check.lines(Target.from_numpyro(model))
+    assert any("may be too: the density does not fall along a with b" in line for line in said)
+
+
 def test_sites_that_are_not_finite_are_named():
     def model():
         x = numpyro.sample("x", dist.Normal(0, 1))
@@ -214,7 +393,7 @@ def test_sites_that_are_not_finite_are_named():
 
     target = Target.from_numpyro(model)
     points = jnp.linspace(-3, 3, 101)[:, None]
-    assert "'cut' (25% of draws)" in target.not_finite_at(points)
+    assert target.not_finite_at(points) == "'cut' (24.8% of draws): a factor of nan"
     assert target.not_finite_at(points[:50]) is None
 
 

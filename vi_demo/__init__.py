@@ -1,6 +1,12 @@
 """Can you trust this variational posterior, and which direction of KL should you have used?"""
 
+import os
+
 import lazy_loader
+
+# Data become arguments of compiled programs rather than constants in them: millions of rows would
+# take minutes to compile and many times their memory. JAX reads this once, when it is imported.
+os.environ.setdefault("JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS", "1")
 
 # JAX takes a second to import: names are fetched when they are used.
 __getattr__, __dir__, __all__ = lazy_loader.attach(
@@ -8,6 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "errors": ["InputError"],
         "results": ["load", "save", "summary"],
+        "reuse": ["draw", "predict"],
         "study": ["run"],
         "target": ["Target"],
     },

@@ -3,38 +3,127 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from vi_demo import starts
 from vi_demo.fitting.objectives import rule_of_thumb
 from vi_demo.target import Target
 
-STARTS = 64
+POINTS = 64
+FAR_APART = 1e3  # ratio of sds from which scales are worth a word
+OUTWARD = 1e3, 1e6  # sds from the middle at which a proper density has fallen
+MOST_NAMED = 5
 
 
 def lines(target: Target, seed: int = 0) -> list[str]:
     """What there is to say of a target, a line each."""
-    sites = ", ".join(f"{k} {list(shape) or 'a number'}" for k, shape in target.sites.items())
-    found = [f"{target.name}: {target.dim} dimension{'s' * (target.dim > 1)}", f"sites: {sites}"]
+    found = [f"{target.name}: {target.dim} dimension{'s' * (target.dim > 1)}"]
+    found += [site_line(k, v) for k, v in target.about().items()] if target.about else []
     if target.log_density is not None:
         found += density_lines(target, jax.random.key(seed))
     works = rule_of_thumb(target.log_density is not None, target.draws is not None)
     return [*found, f"can be fitted: {works}"]
 
 
+def site_line(name: str, site: dict) -> str:
+    """A site in a line: its kind, its shape, its prior, and where it lies or what feeds it."""
+    shape = f" of shape {list(site['shape'])}" if site["shape"] else ""
+    if site["kind"] == "observed":
+        fed = f"is argument {site['argument']}" if site["argument"] else "is made from the data"
+        return f"  {name}{shape}: observed, {fed}, {site['prior']}"
+    return f"  {name}{shape}: {site['kind']}, {site['support']}, prior {site['prior']}"
+
+
 def density_lines(target: Target, key: jax.Array) -> list[str]:
-    """Whether density and gradient are finite at dispersed points, and which site is at fault."""
-    points = target.start_points(key, STARTS, candidates=1 + (target.prior is not None))
-    gradients = jax.jit(jax.vmap(jax.grad(target.log_density)))(points)
-    finite = np.isfinite(target.log_densities(points))
-    smooth = np.isfinite(gradients).all(1)
-    said = [
-        f"log density finite at {finite.sum()} of {STARTS} starting points, "
-        f"its gradient at {smooth.sum()}",
-        "prior: proper, SMC begins from it"
-        if target.prior is not None
-        else "prior: improper or not to be drawn from, SMC begins from N(0, 4²)",
+    """Whether density and gradient are finite, on what scales, and whether they fall outward."""
+    said = []
+    for words, points in looked_at(target, key).items():
+        finite, smooth = finite_at(target, points)
+        said.append(
+            f"log density finite at {finite.sum()} of {len(points)} {words}, "
+            f"its gradient at {smooth.sum()}"
+        )
+        if not finite.all():
+            at = target.not_finite_at(points)
+            said.append(f"  not finite at site {at}" if at else "  though each site's is finite")
+        elif not smooth.all():
+            z = points[int(np.argmin(smooth))]
+            said.append(f"  the gradient is not finite at {where(target, z)}")
+    if target.estimate is not None:
+        said.append("rows are subsampled: reverse KL by minibatches, the rest by all rows in turn")
+    if target.parameters:
+        said.append(f"parameters, learned by SVI first: {', '.join(target.parameters)}")
+    return [*said, *scale_lines(target), proper_line(target)]
+
+
+def looked_at(target: Target, key: jax.Array) -> dict[str, jax.Array]:
+    """Draws of the prior, where there is one, and dispersed starts."""
+    found = {}
+    if target.prior is not None:
+        found["draws of the prior"] = jax.vmap(target.prior.draw)(jax.random.split(key, POINTS))
+    return found | {"dispersed starts": starts.points(target, key, POINTS, candidates=2)}
+
+
+def finite_at(target: Target, points: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    """At which points (n, d) the log density is finite, and at which its gradient is."""
+    heights, slopes = target.batched(jax.value_and_grad(target.log_density))(points)
+    finite = np.isfinite(heights)
+    return finite, finite & np.isfinite(slopes).all(1)
+
+
+def where(target: Target, z: jax.Array) -> str:
+    """A point by its sites."""
+    values = target.constrain(z)
+    return ", ".join(f"{k} = {np.ravel(values[k])[:3]}" for k in list(target.sites)[:MOST_NAMED])
+
+
+def scale_lines(target: Target) -> list[str]:
+    """That coordinates differ by orders of magnitude, if they do."""
+    found = starts.climbs(target)
+    if found is None:
+        return []
+    best = int(np.argmax(found.elbos))
+    sds = np.linalg.norm(np.asarray(found.factors[best]), axis=1)
+    low, high = int(sds.argmin()), int(sds.argmax())
+    if sds[high] < FAR_APART * sds[low]:
+        return []
+    names = target.coordinate_names
+    return [
+        f"scales differ: {names[low]} moves by {sds[low]:.1g}, {names[high]} by {sds[high]:.1g} "
+        "on the unconstrained scale; fits step on the scale of each"
     ]
-    if not finite.all():
-        at = target.not_finite_at(points)
-        said.append(f"not finite at site {at}" if at else "not finite, though each site's is")
-    return said
+
+
+def proper_line(target: Target) -> str:
+    """Whether the posterior is proper, as far as can be told from far out."""
+    if target.prior is not None:
+        return "prior: proper, so the posterior is too, unless the likelihood is unbounded"
+    flat = does_not_fall(target)
+    if flat:
+        return (
+            f"prior: improper; the posterior may be too: the density does not fall along "
+            f"{', '.join(flat[:MOST_NAMED])}"
+        )
+    return "prior: improper; the posterior looks proper: its density falls in every direction"
+
+
+def does_not_fall(target: Target) -> list[str]:
+    """Directions along which log p falls no faster than −log distance, so has no integral.
+
+    Looked at are the axes of the curvature where climbs ended, by the coordinates that move most.
+    """
+    frame = starts.frame(target, whole=True)
+    near, far = OUTWARD
+    axes = jnp.concatenate([jnp.eye(target.dim), -jnp.eye(target.dim)])
+    out = jax.vmap(frame.out)
+    log_p = [np.asarray(target.log_densities(out(r * axes))) for r in (near, far)]
+    falls = ~np.isfinite(log_p[1]) | (log_p[1] < log_p[0] - np.log(far / near) - 1e-6)
+    moves = np.abs(
+        np.atleast_2d(frame.factor) if frame.factor.ndim == 2 else np.diag(frame.factor)
+    )
+    moves = moves / np.linalg.norm(moves, axis=1, keepdims=True)
+    return [
+        " with ".join(np.array(target.coordinate_names)[moves[:, i] > 0.5 * moves[:, i].max()])
+        for i in np.flatnonzero(~falls.reshape(2, -1).all(0))
+    ]

@@ -10,15 +10,17 @@ import contextlib
 import os
 import sys
 import traceback
+import warnings
 from pathlib import Path
 
 import click
 
+from vi_demo import draws as drawn
 from vi_demo.divergences import described
 from vi_demo.errors import InputError
 
 FITS = ("reverse_kl", "forward_kl")  # unless others are asked for
-GUIDES = ("diagonal", "full_rank", "mixture:K")
+GUIDES = ("diagonal", "full_rank", "mixture:K", "own")
 REFERENCES = ("auto", "quadrature", "smc", "nuts", "none")
 CACHE_SWITCH = "VI_DEMO_CACHE"
 NO_USABLE_FIT, INTERRUPTED = 3, 130
@@ -79,6 +81,27 @@ class Named(click.ParamType):
         self.fail(f"'{value}' is not one of {', '.join(self.choices)}.", param, ctx)
 
 
+class NamedOrFile(click.ParamType):
+    """One of some names, or a file of draws that exists."""
+
+    name = "name"
+
+    def __init__(self, names: tuple[str, ...]):
+        self.names = names
+
+    def convert(self, value, param, ctx):
+        """The name or the path itself."""
+        if value in self.names or drawn.is_file(value):
+            return value
+        endings = " or ".join(drawn.ENGINES)
+        self.fail(
+            f"'{value}' is not one of {', '.join(self.names)}, nor a {endings} file of draws that "
+            "exists.",
+            param,
+            ctx,
+        )
+
+
 FIT = Named(list(described()), list(described("WITH_PARAMETER")), float, "A")
 GUIDE = Named(
     *([g for g in GUIDES if ":" not in g], [g[:-2] for g in GUIDES if ":" in g], int, "K")
@@ -109,7 +132,7 @@ def vi_demo() -> None:
     multiple=True,
     type=FIT,
     metavar="NAME",
-    help="What to fit, see below; may be repeated.  [default: reverse_kl, forward_kl]",
+    help=f"What to fit, see below; may be repeated.  [default: {', '.join(FITS)}]",
 )
 @click.option(
     "--path",
@@ -125,7 +148,14 @@ def vi_demo() -> None:
     show_default=True,
     help=f"{', '.join(GUIDES)}.",
 )
-@click.option("--reference", type=click.Choice(REFERENCES), default="auto", show_default=True)
+@click.option(
+    "--reference",
+    type=NamedOrFile(REFERENCES),
+    metavar="NAME",
+    default="auto",
+    show_default=True,
+    help=f"{', '.join(REFERENCES)}, or an ArviZ file of trusted draws.",
+)
 @click.option(
     "--budget",
     type=click.FloatRange(min=0, min_open=True),
@@ -149,7 +179,8 @@ def vi_demo() -> None:
 def run(model, data, fits, out, as_json, quiet, strict, debug, **settings) -> int:
     """Fit, diagnose and save MODEL.
 
-    MODEL is path/file.py[:function], package.module:function or the name of a bundled model.
+    MODEL is path/file.py[:function], package.module:function or the name of a bundled model; or
+    an ArviZ file of anybody's draws, .nc or .zarr, which forward KL is fitted to.
     """
     from vi_demo import loading, results
     from vi_demo.pictures import terminal
@@ -157,20 +188,18 @@ def run(model, data, fits, out, as_json, quiet, strict, debug, **settings) -> in
     aside = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
     with aside, terminal.progress(quiet) as report:
         report("start", 0.0, f"importing {model} and what it needs")
-        loaded = loading.load(model, data)
-        out = Path(out or Path("runs") / loaded.name)
+        of_draws = drawn.is_file(model)
+        loaded = model if of_draws else loading.load(model, data)
+        out = Path(out or Path("runs") / (Path(model).stem if of_draws else loaded.name))
         results.check_folder(out)
         report("start", 0.5, "importing JAX and NumPyro")
         prepare_jax()
         from vi_demo import study
 
         tree = study.run(
-            loaded.model,
-            loaded.data,
-            name=loaded.name,
-            coords=loaded.coords,
-            dims=loaded.dims,
-            fits=tuple(dict.fromkeys(fits)) or FITS,
+            loaded,
+            data if of_draws else None,
+            fits=tuple(dict.fromkeys(fits)) or None,
             report=report,
             **settings,
         )
@@ -240,6 +269,8 @@ def prepare_jax() -> None:
         folder = platformdirs.user_cache_path("vi-demo") / "jax"
         jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    # A program that cannot be kept, or a folder that cannot be written, costs time and no more.
+    warnings.filterwarnings("ignore", message="Error (writing|reading) persistent compilation")
 
 
 if __name__ == "__main__":

@@ -19,9 +19,10 @@ from vi_demo.divergences.estimators import Draws, Estimate, equal_weights, expec
 from vi_demo.divergences.generators import F_DIVERGENCES
 from vi_demo.reference import Reference
 from vi_demo.reference import modes as modality
-from vi_demo.target import Target, batched
+from vi_demo.target import Target
 
 KHAT_DRAWS = 10_000  # k-hat spreads by ±0.1 even then (Vehtari et al. 2024)
+SECONDS = 60.0  # for the densities at them; where that is not enough, there are fewer
 MODE_DRAWS = 4_000
 CONSTANT = 1e-9  # relative sd below which an entry of a site does not vary
 CENTRES = 16  # draws of the guide that quadrature of it is cut at
@@ -66,8 +67,9 @@ def measure(
 ) -> Figures:
     """Measure a guide against a reference; `draws` is how many draws will be kept of it."""
     reasons: dict[str, str] = {}
-    points = np.asarray(guide.sample(key, (max(draws, KHAT_DRAWS),)))
-    log_prob = batched(guide.log_prob)
+    number = target.affordable(max(draws, KHAT_DRAWS), SECONDS)
+    points = np.asarray(guide.sample(key, (number,)))
+    log_prob = target.batched(guide.log_prob)
     log_q = np.asarray(log_prob(points))
     known = {"points": points, "log_q": log_q, "log_p": None}
     if target.log_density is None:

@@ -9,6 +9,7 @@ name in `FAMILIES`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import jax
@@ -27,6 +28,9 @@ class Family(NamedTuple):
     (n, d) into points (n, d) of log masses (n,), whose gradients with respect to the parameters
     are those of expectations under q; `fit(draws, weights)` gives the parameters that maximise
     Σ wᵢ log q(xᵢ), the forward-KL optimum, for draws (S, d) and normalised weights (S,).
+    `moved(params, shift, factor)` gives those of the image of q under z = shift + factor u, for a
+    factor (d, d), or (d,) for one scale a coordinate; `turns` says whether the family has the
+    images under all (d, d). With several `components`, their parameters have a leading axis.
     """
 
     name: str
@@ -34,6 +38,9 @@ class Family(NamedTuple):
     distribution: Callable[[dict], dist.Distribution]
     draw: Callable[[dict, Array], tuple[Array, Array]]
     fit: Callable[[Array, Array], dict]
+    moved: Callable[[dict, Array, Array], dict]
+    turns: bool = True
+    components: int = 1
 
 
 def moments(draws: Array, weights: Array) -> tuple[Array, Array]:
@@ -59,7 +66,13 @@ def diagonal() -> Family:
         mean = weights @ draws
         return {"loc": mean, "log_scale": 0.5 * jnp.log(weights @ (draws - mean) ** 2)}
 
-    return Family("diagonal", init, distribution, draw, fit)
+    def moved(params, shift, factor):
+        return {
+            "loc": shift + factor * params["loc"],
+            "log_scale": params["log_scale"] + jnp.log(jnp.abs(factor)),
+        }
+
+    return Family("diagonal", init, distribution, draw, fit, moved, turns=False)
 
 
 def full_rank() -> Family:
@@ -85,7 +98,15 @@ def full_rank() -> Family:
     def fit(draws, weights):
         return from_moments(*moments(draws, weights))
 
-    return Family("full_rank", init, distribution, draw, fit)
+    def moved(params, shift, factor):
+        if factor.ndim == 1:
+            factor = jnp.diag(factor)
+        # The image's Cholesky factor, without forming its covariance: LᵀFᵀ = QR, so F L = RᵀQᵀ.
+        upper = jnp.linalg.qr((factor @ scale_tril(params)).T, mode="r")
+        triangle = upper.T * jnp.sign(jnp.diagonal(upper))
+        return from_factor(shift + factor @ params["loc"], triangle)
+
+    return Family("full_rank", init, distribution, draw, fit, moved)
 
 
 def scale_tril(params: dict) -> Array:
@@ -98,7 +119,11 @@ def scale_tril(params: dict) -> Array:
 
 def from_moments(mean: Array, covariance: Array) -> dict:
     """The parameters of `full_rank` with this mean and covariance."""
-    factor = jnp.linalg.cholesky(covariance)
+    return from_factor(mean, jnp.linalg.cholesky(covariance))
+
+
+def from_factor(mean: Array, factor: Array) -> dict:
+    """The parameters of `full_rank` with this mean and Cholesky factor of the covariance."""
     scale = jnp.diagonal(factor)
     lower = (factor / scale[:, None])[jnp.tril_indices(mean.size, -1)]
     return {"loc": mean, "log_scale": jnp.log(scale), "lower": lower}
@@ -110,6 +135,8 @@ def equal_masses(noise: Array) -> Array:
 
 
 MOST_COMPONENTS = 64
+MOST_FULL_RANK = 500  # dimensions; beyond, a covariance has too many numbers to be fitted
+MOMENT_DRAWS = 4096
 EM_STARTS = 8
 EM_STEPS = 100
 EM_DRAWS = 2048  # of each start; then all, from the best
@@ -177,11 +204,75 @@ def mixture(components: int) -> Family:
         best = jnp.argmax(jnp.where(jnp.isnan(heights), -jnp.inf, heights))
         return climb(jax.tree.map(lambda x: x[best], every), draws, weights, EM_LAST)[0]
 
-    return Family(f"mixture:{components}", init, distribution, draw, fit)
+    def moved(params, shift, factor):
+        each = jax.vmap(lambda p: one.moved(p, shift, factor))(gaussians(params))
+        return {"logits": params["logits"], **each}
+
+    name = f"mixture:{components}"
+    return Family(name, init, distribution, draw, fit, moved, components=components)
+
+
+class Own(dist.Distribution):
+    """A guide that the user wrote, at some values of its parameters, as a distribution on R^d.
+
+    Its mean and variance are those of a few thousand draws.
+    """
+
+    support = dist.constraints.real_vector
+    reparametrized_params = ()
+
+    def __init__(self, guide, params: dict, dim: int):
+        self.guide, self.params = guide, params
+        super().__init__((), (dim,), validate_args=False)
+
+    def sample(self, key, sample_shape=()):
+        """Draws (*sample_shape, d)."""
+        keys = jax.random.split(key, sample_shape)
+        draw = lambda key: self.guide.draw(self.params, key)[0]  # noqa: E731
+        for _ in sample_shape:
+            draw = jax.vmap(draw)
+        return draw(keys)
+
+    def log_prob(self, value):
+        """Log density in nats of points (..., d)."""
+        log_prob = partial(self.guide.log_prob, self.params)
+        for _ in value.shape[:-1]:
+            log_prob = jax.vmap(log_prob)
+        return log_prob(value)
+
+    @cached_property
+    def some(self):
+        """The draws that moments are taken of."""
+        return jax.jit(lambda key: self.sample(key, (MOMENT_DRAWS,)))(jax.random.key(0))
+
+    @property
+    def mean(self):
+        """Mean (d,)."""
+        return self.some.mean(0)
+
+    @property
+    def variance(self):
+        """Variance (d,)."""
+        return self.some.var(0)
+
+    @property
+    def covariance_matrix(self):
+        """Covariance (d, d)."""
+        return jnp.cov(self.some, rowvar=False).reshape(2 * self.event_shape)
+
+
+def own(guide, dim: int) -> Family:
+    """The family of a guide that the user wrote: it can be drawn from, and fitted by SVI alone."""
+    return Family("own", None, lambda params: Own(guide, params, dim), None, None, None)
 
 
 FAMILIES = {family.__name__: family for family in (diagonal, full_rank, mixture)}
 WITH_NUMBER = ("mixture",)
+
+
+def names() -> list[str]:
+    """How families are asked for."""
+    return [f"{k}:K" if k in WITH_NUMBER else k for k in FAMILIES]
 
 
 def family(name: str) -> Family:
@@ -190,9 +281,8 @@ def family(name: str) -> Family:
     Raises `InputError` for a name that is not one.
     """
     base, colon, number = name.partition(":")
-    known = [f"{k}:K" if k in WITH_NUMBER else k for k in FAMILIES]
     if base not in FAMILIES or bool(colon) != (base in WITH_NUMBER):
-        raise InputError(f"no guide named '{name}'; choose from {', '.join(known)}.")
+        raise InputError(f"no guide named '{name}'; choose from {', '.join(names())}.")
     if not colon:
         return FAMILIES[base]()
     if not number.isdecimal() or not 1 <= int(number) <= MOST_COMPONENTS:

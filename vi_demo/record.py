@@ -3,7 +3,8 @@
 /                      attrs: schema, summary (the text of summary.json)
 /<fit>                 posterior, sample_stats (log_p, log_q, log_weights), log_likelihood,
                        observed_data, as ArviZ's functions take them
-/<fit>/guide           the parameters of the fitted guide; its mean and covariance on R^d
+/<fit>/guide           the parameters of the fitted guide; its mean and covariance on R^d;
+                       attrs: family, sites (shape and support of each, as JSON)
 /<fit>/history         the way there: one row a recorded step
 /<fit>/restarts        every start's result
 /reference             posterior draws, sample_stats; modes
@@ -18,6 +19,7 @@ import math
 from collections.abc import Mapping
 
 import arviz_base as azb
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -27,26 +29,31 @@ from vi_demo.diagnostics import Figures
 from vi_demo.divergences import integration
 from vi_demo.divergences.estimators import Estimate
 from vi_demo.divergences.generators import F_DIVERGENCES
+from vi_demo.draws import stored
 from vi_demo.fitting.path import Path
 from vi_demo.fitting.runner import Fit
 from vi_demo.reference import Reference
 from vi_demo.target import Target
 from vi_demo.verdict import Verdict
 
-SCHEMA = 1
 DIVERGENCES = [f.__name__ for f in F_DIVERGENCES]
 MOST_LIKELIHOOD_TERMS = 20_000_000  # draws × rows kept; more would fill the disk
+MOST_OBSERVED = 1_000_000  # numbers
 MOST_COVARIANCE = 200  # dimensions up to which a guide's covariance is kept
-PATH_POINTS = 400
+STRONG = 0.5  # a correlation beyond this is told
+MOST_CORRELATIONS = 20
 GRID = 121
 
 
 def draws_groups(target: Target, points: np.ndarray) -> dict[str, dict]:
     """Posterior, log likelihood and observed data of draws (S, d), as one chain."""
-    as_chain = lambda tree: {k: np.asarray(v)[None] for k, v in tree.items()}  # noqa: E731
-    groups = {"posterior": as_chain(target.constrain_all(points))}
+    as_chain = lambda tree: {stored(k): np.asarray(v)[None] for k, v in tree.items()}  # noqa: E731
+    values = target.constrain_all(points)
+    if target.discrete is not None:
+        values |= target.discrete_draws(jax.random.key(0), points)
+    groups = {"posterior": as_chain(values)}
     rows = sum(np.size(v) for v in target.observed.values())
-    if rows and len(points) * rows <= MOST_LIKELIHOOD_TERMS:
+    if target.log_likelihood and rows and len(points) * rows <= MOST_LIKELIHOOD_TERMS:
         terms = target.log_likelihoods(points)
         groups["log_likelihood"] = as_chain({k: np.asarray(v, "f4") for k, v in terms.items()})
     return groups
@@ -54,12 +61,12 @@ def draws_groups(target: Target, points: np.ndarray) -> dict[str, dict]:
 
 def with_labels(target: Target, groups: dict[str, dict]) -> xr.DataTree:
     """ArviZ's tree of these groups, with the model's coordinates and dimensions."""
-    tree = azb.from_dict(groups, coords=target.coords, dims=target.dims)
-    if target.observed:
-        observed = azb.from_dict(
-            {"observed_data": target.observed}, coords=target.coords, dims=target.dims
-        )
-        tree["observed_data"] = observed["observed_data"]
+    labels = {"coords": target.coords, "dims": {stored(k): v for k, v in target.dims.items()}}
+    tree = azb.from_dict(groups, **labels)
+    observed = {stored(k): v for k, v in target.observed.items()}
+    if observed and sum(v.size for v in observed.values()) <= MOST_OBSERVED:
+        group = azb.from_dict({"observed_data": observed}, **labels)
+        tree["observed_data"] = group["observed_data"]
     return tree
 
 
@@ -73,20 +80,32 @@ def fit_tree(target: Target, fit: Fit, figures: Figures, draws: int) -> xr.DataT
         stats["log_weights"] = stats["log_p"] - stats["log_q"]
     groups["sample_stats"] = {k: v[None] for k, v in stats.items()}
     tree = with_labels(target, groups)
-    guide = {k: unnamed(k, v) for k, v in fit.params.items()}
+    guide = {k: unnamed(k, v) for k, v in flat(fit.params).items()}
     if target.dim <= MOST_COVARIANCE:
         q = fit.guide
         covariance = covariance_of(q)
         guide["mean"] = ("coordinate", np.asarray(q.mean))
         guide["covariance"] = (("coordinate", "coordinate_2"), np.asarray(covariance))
+    if target.linear is not None:
+        guide |= {f"linear_{k}": unnamed(k, v) for k, v in target.linear._asdict().items()}
     names = dict.fromkeys(("coordinate", "coordinate_2"), target.coordinate_names)
-    tree["guide"] = xr.DataTree(xr.Dataset(guide, coords=names, attrs={"family": fit.family.name}))
+    attrs = {"family": fit.family.name, "sites": json.dumps(sites_described(target))}
+    tree["guide"] = xr.DataTree(xr.Dataset(guide, coords=names, attrs=attrs))
     tree["history"] = xr.DataTree(history(fit))
     if fit.restarts:
         rows = {k: (("restart", *unnamed(k, v[0])[0]), v) for k, v in fit.restarts.items()}
         tree["restarts"] = xr.DataTree(xr.Dataset(rows, attrs={"best": fit.best}))
     tree.attrs |= {"divergence": fit.divergence, "fitter": fit.fitter, "status": fit.status}
     return tree
+
+
+def sites_described(target: Target) -> dict[str, dict]:
+    """What the way from R^d to each site is made of: its shape and its support."""
+    known = target.supports()
+    return {
+        stored(k): {"shape": list(shape), "support": known.get(k)}
+        for k, shape in target.sites.items()
+    }
 
 
 def covariance_of(guide) -> np.ndarray:
@@ -100,6 +119,15 @@ def covariance_of(guide) -> np.ndarray:
     return np.asarray(jnp.diag(guide.variance) if covariance is None else covariance)
 
 
+def flat(params: Mapping, prefix: str = "") -> dict[str, np.ndarray]:
+    """Parameters by one name each: those within others, of a network's layers say, by both."""
+    found = {}
+    for name, value in params.items():
+        inside = isinstance(value, Mapping)
+        found |= flat(value, f"{prefix}{name}.") if inside else {f"{prefix}{name}": value}
+    return found
+
+
 def unnamed(name: str, values) -> tuple[list[str], np.ndarray]:
     """An array with dimensions of its own name, for xarray."""
     values = np.asarray(values)
@@ -107,16 +135,13 @@ def unnamed(name: str, values) -> tuple[list[str], np.ndarray]:
 
 
 def history(fit: Fit) -> xr.Dataset:
-    """The path of a fit: scalars of every restart, parameters of the best alone, thinned."""
+    """The path of a fit: scalars of every restart, parameters of the best alone."""
     rows = {}
     for name, values in fit.history.items():
-        thin = values[:: max(1, -(-len(values) // PATH_POINTS))]
-        if fit.restarts and name in fit.params:
-            thin = thin[:, fit.best]
-        elif fit.restarts:
-            rows[name] = (("step", "restart"), thin)
-            continue
-        rows[name] = (("step", *unnamed(name, thin[0])[0]), thin)
+        own = (
+            ["restart"] if fit.restarts and name not in fit.params else unnamed(name, values[0])[0]
+        )
+        rows[name] = (("step", *own), values)
     return xr.Dataset(rows)
 
 
@@ -216,6 +241,33 @@ def fit_summary(fit: Fit, figures: Figures, verdict: Verdict) -> dict:
         if name in reasons and (name == "sites" or not entry[name]):
             entry[f"{name}_reason"] = reasons[name]
     return entry | verdict._asdict()
+
+
+def guide_summary(target: Target, guide: xr.Dataset) -> dict:
+    """A guide in a few numbers: mean and sd of each coordinate of R^d, and who goes with whom."""
+    if "covariance" not in guide:
+        return {}
+    mean, covariance = guide["mean"].values, guide["covariance"].values
+    sd = np.sqrt(np.diag(covariance))
+    correlation = covariance / np.outer(sd, sd)
+    rows, columns = np.tril_indices(len(sd), -1)
+    strong = np.argsort(-np.abs(correlation[rows, columns]))[:MOST_CORRELATIONS]
+    names = target.coordinates
+    pairs = [
+        {"between": [names[columns[i]], names[rows[i]]], "value": correlation[rows[i], columns[i]]}
+        for i in strong
+        if abs(correlation[rows[i], columns[i]]) > STRONG
+    ]
+    entry = {"family": guide.attrs["family"], "coordinates": names, "mean": mean, "sd": sd}
+    return {"guide": entry | {"correlations": pairs}}
+
+
+def draws_summary(target: Target) -> dict:
+    """How many draws a target of draws alone is, and what they are worth."""
+    if target.draws is None:
+        return {}
+    number = {"number": len(target.draws), "chains": target.chains}
+    return {"draws": number | {"effective": target.effective_draws}}
 
 
 def estimate(value: Estimate | None, reasons: Mapping, *names: str) -> dict:

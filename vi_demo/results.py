@@ -8,9 +8,12 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import xarray as xr
 
-from vi_demo.errors import InputError
+from vi_demo.errors import InputError, text_of
+
+SCHEMA = 1  # of what is written; whatever is older can be read
 
 POSTERIOR = "posterior.nc"
 SUMMARY = "summary.json"
@@ -20,7 +23,12 @@ def summary(run: xr.DataTree) -> dict:
     """All figures of a run, as `summary.json` holds them; divergences in nats."""
     if "summary" not in run.attrs:
         raise InputError("this tree is not a whole run; pass what vi_demo.run or load returned.")
-    return json.loads(run.attrs["summary"])
+    try:
+        return dict(json.loads(run.attrs["summary"]))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            "the run's summary is damaged, it is not JSON; make the run anew with vi-demo run."
+        ) from error
 
 
 def check_folder(folder: str | Path) -> None:
@@ -67,5 +75,26 @@ def load(folder: str | Path) -> xr.DataTree:
     file = file / POSTERIOR if file.is_dir() else file
     if not file.is_file():
         raise InputError(f"{folder} holds no {POSTERIOR}; make a run with vi-demo run.")
-    with xr.open_datatree(file, engine="h5netcdf") as tree:
-        return tree.load()
+    try:
+        with xr.open_datatree(file, engine="h5netcdf") as tree:
+            check_version(tree, str(file))
+            return tree.load()
+    except InputError:
+        raise
+    except Exception as error:  # no reader says what all a damaged file can make it raise
+        raise InputError(
+            f"{file} cannot be read ({text_of(error).partition('. ')[0]}); make the run anew with "
+            "vi-demo run."
+        ) from error
+
+
+def check_version(run: xr.DataTree, name: str) -> None:
+    """Refuse a file that is not a run, or one of a later form than is known here."""
+    schema = run.attrs.get("schema")
+    if not isinstance(schema, int | np.integer) or "summary" not in run.attrs:
+        raise InputError(f"{name} is not a run; give a folder that vi-demo run made.")
+    if schema > SCHEMA:
+        raise InputError(
+            f"{name} was made by a later version of vi-demo (form {schema}, here {SCHEMA}); "
+            "update vi-demo to read it."
+        )

@@ -7,6 +7,7 @@ import importlib.metadata
 import sys
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,15 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
+from vi_demo import draws as drawn
 from vi_demo import fitting, guides, loading, record
 from vi_demo import reference as references
 from vi_demo.diagnostics import measure
 from vi_demo.divergences.estimators import resample
 from vi_demo.divergences.generators import F_DIVERGENCES, named
 from vi_demo.errors import InputError
-from vi_demo.fitting import moment_matching
+from vi_demo.fitting import moment_matching, svi
 from vi_demo.fitting.path import follow
 from vi_demo.fitting.runner import Report, silent
+from vi_demo.results import SCHEMA
 from vi_demo.target import Target
 from vi_demo.verdict import judge
 
@@ -35,12 +38,12 @@ PACKAGES = ("vi-demo", "numpyro", "jax", "arviz", "blackjax", "optax", "numpy")
 
 
 def run(
-    model: Target | Callable | str | Path,
+    model: Target | Callable | str | Path | loading.Loaded,
     data: dict | None = None,
     *,
-    fits: str | Sequence[str] = fitting.DEFAULT,
-    guide: str = "full_rank",
-    reference: str = "auto",
+    fits: str | Sequence[str] | None = None,
+    guide: str | Callable = "full_rank",
+    reference: str | Path = "auto",
     seed: int = 0,
     draws: int = DRAWS,
     budget: float = BUDGET,
@@ -53,30 +56,60 @@ def run(
     """Fit a model under several divergences and measure each fit against a reference.
 
     `model` is a NumPyro model with `data`, its keyword arguments, a `Target`, or whatever
-    `vi-demo run` takes, such as a file's path. Returns an ArviZ DataTree with a sub-tree a fit,
-    `run["reverse_kl"]`, which ArviZ's functions take as it is; `summary(run)` gives all
-    figures, in nats. With `path`, the best guide is followed along alpha from reverse to forward
-    KL in so many steps, into `run["path"]`. `report(phase, share, text)` is called as the work
-    goes on. Raises `InputError` where the input cannot be used.
+    `vi-demo run` takes, such as a file's path, which may be one of somebody's draws. `fits` are
+    both directions of KL unless given, and forward KL of draws. `reference` may be a file of
+    trusted draws. `guide` names a family, or is a NumPyro guide of
+    your own for the reverse fit, `own` being the one in the model's file. Returns an ArviZ
+    DataTree with a sub-tree a fit, `run["reverse_kl"]`, which ArviZ's functions take as it is;
+    `summary(run)` gives all figures, in nats. With `path`, the best guide is followed along
+    alpha from reverse to forward KL in so many steps, into `run["path"]`. `report(phase, share,
+    text)` is called as the work goes on. Raises `InputError` where the input cannot be used.
     """
-    fits = (fits,) if isinstance(fits, str) else tuple(fits)
-    check_settings(fits, reference, draws, budget, path)
-    family = guides.family(guide)
+    fits = (fits,) if isinstance(fits, str) else fits and tuple(fits)
+    check_settings(fits or (), reference, draws, budget, path)
+    if isinstance(guide, str) and guide != "own":
+        guides.family(guide)  # refused now, if there is none of that name
     report("model", 0.0, "reading the model")
-    target = as_target(model, data, name=name, coords=coords, dims=dims)
+    target, own = as_target(model, data, guide, name=name, coords=coords, dims=dims)
+    fits = fits or (fitting.DEFAULT if target.log_density is not None else ("forward_kl",))
+    if target.log_density is None and path is not None:
+        raise InputError(f"{target.name}: a path needs a log density; leave --path out for draws.")
+    asked, given = target, None
+    if reference not in references.METHODS:  # refused now, if it cannot be used
+        given = references.from_file(target, reference)
+    if own is not None and path is not None:
+        raise InputError("a path needs a family of guides at both ends; leave --guide own out.")
+    family, remarks = family_for(target, guide if own is None else "full_rank")
     for name in fits if path is None else (*fits, *fitting.DEFAULT):
         fitting.objectives.refuse(name, target)
     key = jax.random.key(seed)
+    finished = {}
+    if own is not None:
+        report("reverse_kl", 0.0, "compiling")
+        own_key = part(key, "reverse_kl")
+        theirs = target.own_guide(own)
+        finished["reverse_kl"], target = svi.fit_own(target, theirs, own_key, report)
+    elif target.parameters:
+        report("parameters", 0.0, "compiling")
+        target = svi.learn(target, family, part(key, "parameters"), report)
     report("reference", 0.0, "compiling")
-    truth = references.build(target, reference, part(key, "reference"), budget, report)
+    if given is not None and target is asked:
+        truth = references.with_modes(target, given)
+    else:
+        truth = references.build(target, reference, part(key, "reference"), budget, report)
     report("reference", 1.0, truth.method)
     # Others than the two directions of KL start from the forward fit and use its draws.
     forward_key = part(key, "forward_kl")
     forward = functools.cache(partial(moment_matching.fit, target, family, forward_key, report))
     measured = (*F_DIVERGENCES, *(f for f in map(named, fits) if f not in F_DIVERGENCES))
-    fit_once = functools.cache(
-        lambda name: fitting.fit(name, target, family, part(key, name), report, forward)
-    )
+
+    @functools.cache
+    def fit_once(name):
+        fitted = finished.get(name)
+        if fitted is None:
+            fitted = fitting.fit(name, target, family, part(key, name), report, forward)
+        return replace(fitted, notes=(*remarks, *fitted.notes))
+
     parts, entries, seen = {}, {}, []
     for name in fits:
         report(name, 0.0, "compiling")
@@ -88,6 +121,7 @@ def run(
         parts[name] = record.fit_tree(target, fit, figures, draws)
         seen.append(figures.points[:draws])
         entries[name] = record.fit_summary(fit, figures, verdict)
+        entries[name] |= record.guide_summary(target, parts[name]["guide"].to_dataset())
         report(name, 1.0, verdict.verdict)
     if truth.draws is not None:
         points = resample(truth.draws, draws, seed)
@@ -103,18 +137,19 @@ def run(
         parts["landscape"] = xr.DataTree(record.landscape(target, np.concatenate(seen)))
     text = record.to_json(
         {
-            "schema": record.SCHEMA,
+            "schema": SCHEMA,
             "model": {
                 "name": target.name,
                 "dim": target.dim,
                 "sites": target.sites,
                 "labels": target.labels,
+                **record.draws_summary(target),
             },
             "settings": {
                 "seed": seed,
                 "draws": draws,
-                "guide": guide,
-                "reference": reference,
+                "guide": family.name if own is None else "own",
+                "reference": str(reference),
                 "budget": budget,
                 "precision": str(jnp.zeros(()).dtype),
                 "versions": versions(),
@@ -125,28 +160,70 @@ def run(
         }
     )
     tree = xr.DataTree(children=parts)
-    tree.attrs |= {"schema": record.SCHEMA, "summary": text}
+    tree.attrs |= {"schema": SCHEMA, "summary": text}
     return tree
 
 
-def as_target(model, data, **labels) -> Target:
-    """The target of whatever stands for a model."""
+def as_target(model, data, guide, **labels) -> tuple[Target, Callable | None]:
+    """The target of whatever stands for a model, and the user's own guide if that is asked for."""
+    own = guide if callable(guide) else None
     if isinstance(model, Target):
         if data is not None:
             raise InputError(f"{model.name}: a Target has its data already; leave data out.")
-        return model
-    if isinstance(model, str | Path):
-        loaded = loading.load(str(model))
+        target = model
+    elif isinstance(model, str | Path) and drawn.is_file(model):
+        target = of_file(model, data, guide, labels.get("name"))
+    elif isinstance(model, str | Path | loading.Loaded):
+        loaded = model if isinstance(model, loading.Loaded) else loading.load(str(model))
         data = loaded.data if data is None else data
-        own = {"name": loaded.name, "coords": loaded.coords, "dims": loaded.dims}
-        labels = own | {k: v for k, v in labels.items() if v is not None}
-        return Target.from_numpyro(loaded.model, data, **labels)
-    if not callable(model):
+        own = loaded.guide if guide == "own" else own
+        named = {"name": loaded.name, "coords": loaded.coords, "dims": loaded.dims}
+        labels = named | {k: v for k, v in labels.items() if v is not None}
+        target = Target.from_numpyro(loaded.model, data, **labels)
+    elif callable(model):
+        target = Target.from_numpyro(model, data, **labels)
+    else:
         raise InputError(
             "a model is a function, a Target or the path of a file, not of type "
             f"{type(model).__name__}."
         )
-    return Target.from_numpyro(model, data, **labels)
+    if guide == "own" and own is None:
+        raise InputError(
+            f"{target.name} has no guide of its own; define guide(...) beside the model, with the "
+            f"same arguments, or choose from {', '.join(guides.names())}."
+        )
+    if own is not None and target.own_guide is None:
+        raise InputError(f"{target.name}: a guide of your own needs a NumPyro model.")
+    return target, own
+
+
+def of_file(file: str | Path, data, guide, name: str | None) -> Target:
+    """The target of a file of draws, which comes with no data and no guide."""
+    if data is not None:
+        raise InputError(f"{file}: draws are fitted as they are, without data; leave --data out.")
+    if guide == "own" or callable(guide):
+        raise InputError(
+            f"{file}: a file of draws has no guide of its own; choose from "
+            f"{', '.join(guides.names())}."
+        )
+    return Target.from_draws(drawn.read(file), name or Path(file).stem)
+
+
+def family_for(target: Target, guide: str) -> tuple[guides.Family, tuple[str, ...]]:
+    """The family of that name, or a smaller one where it is out of reach, and a remark on that."""
+    family = guides.family(guide)
+    remarks = ()
+    if target.parameters:
+        names = ", ".join(target.parameters)
+        remarks = (f"the model's parameters were learned by SVI, and this is given them: {names}",)
+    if guide == "full_rank" and target.dim > guides.MOST_FULL_RANK:
+        numbers = target.dim * (target.dim + 3) // 2
+        remarks += (
+            f"full_rank would have {numbers:,} numbers in {target.dim:,} dimensions: diagonal was "
+            "fitted",
+        )
+        family = guides.family("diagonal")
+    return family, remarks
 
 
 def check_settings(fits, reference, draws, budget, path) -> None:

@@ -10,36 +10,32 @@ place where points are batched, in slices of bounded memory.
 
 from __future__ import annotations
 
-import inspect
-import sys
-import warnings
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
-from typing import NamedTuple
+from functools import cache, cached_property, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+from arviz_stats.base import array_stats
 from jax import Array
 from numpyro import handlers
 from numpyro.distributions import constraints
-from numpyro.distributions.transforms import biject_to
-from numpyro.infer.initialization import init_to_sample
-from numpyro.infer.util import compute_log_probs, initialize_model
 
-from vi_demo.errors import InputError, place_of, text_of
+from vi_demo import draws as drawn
+from vi_demo import supports
+from vi_demo.errors import InputError
+from vi_demo.model import CHUNK, Guide, Model, entry_names, unravel
 
-BATCH = 1024  # points evaluated at once
-
-# Where ArviZ was imported first, NumPyro was loaded through ArviZ's lazy stand-in, which leaves
-# submodules of numpyro.distributions unbound; numpyro.factor looks one up and fails (NumPyro
-# 0.22, ArviZ 1.3). Bind them, so that the order of a user's imports does not matter.
-for _name, _module in list(sys.modules.items()):
-    if _name.startswith("numpyro.distributions."):
-        setattr(numpyro.distributions, _name.rpartition(".")[2], _module)
+BATCH = 1024  # points evaluated at once, at most
+LEAST_A_CHAIN = 4  # draws, for an effective number of them
+MANY_ROWS = 50_000  # from which looking at all of them is timed
+TIMED = 8  # points
+AT_ONCE = 2**23  # rows of data times points evaluated at once, at most
 
 
 class Start(NamedTuple):
@@ -55,10 +51,19 @@ class Target:
 
     `log_density` maps one point (d,) to log p + const in nats, Jacobians of the constraints
     included; `unravel` cuts it into named sites on R^d; `constrain` maps it to the model's own
-    scale, deterministic sites too. `draws` is
-    an array (S, d) of draws of p, where that is all there is. `prior` is set where the model's
-    prior is proper and can be drawn from; `log_likelihood` gives the pointwise terms of each
-    observed site. Nobody passes a model on from here.
+    scale, deterministic sites too, and `unconstrain` maps values of the sites back. `supports`
+    describes the support of each site, None where it depends on other sites. `draws` is an array
+    (S, d) of draws of p, where that is all there is: chain after chain, where their `chains` are
+    known; `linear` puts back those of their entries that R^d is without. `prior` is set where
+    the model's prior is proper and can be drawn from;
+    `log_likelihood` gives the pointwise terms of each observed site; `discrete` draws, with a
+    key, the discrete sites that were summed out. `estimate` is an unbiased estimate of
+    `log_density` from some rows, (z, key, parameters), where the model subsamples a plate.
+    `parameters` are the unconstrained values of the model's numpyro.param sites that are still
+    to be learned, `joint` the log density with them as second argument, and `given` makes the
+    target in which they are held. `own_guide` reads a guide that the user
+    wrote. A point looks at `rows` of the data at once, of all
+    where they are not `chunked`, of `all_rows` in the end. Nobody passes a model on from here.
     """
 
     name: str
@@ -67,39 +72,121 @@ class Target:
     unravel: Callable[[Array], dict[str, Array]]
     constrain: Callable[[Array], dict[str, Array]]
     log_density: Callable[[Array], Array] | None = None
+    unconstrain: Callable[[Mapping], Array] | None = None
+    supports: Callable[[], dict[str, dict | None]] = dict
     draws: Array | None = None
+    chains: int | None = None
+    linear: drawn.Linear | None = None
+    remarks: tuple[str, ...] = ()
     prior: Start | None = None
     log_likelihood: Callable[[Array], dict[str, Array]] | None = None
     site_log_probs: Callable[[Array], dict[str, Array]] | None = None
+    inputs: Callable[[Array, str], str] | None = None
+    about: Callable[[], dict[str, dict]] | None = None
+    discrete: Callable[[Array, Array], dict[str, Array]] | None = None
+    estimate: Callable[[Array, Array, Mapping], Array] | None = None
+    parameters: dict = field(default_factory=dict)
+    joint: Callable[[Array, Mapping], Array] | None = None
+    given: Callable[[Mapping], Target] | None = None
+    own_guide: Callable[[Callable], Guide] | None = None
+    rows: int = 1
+    all_rows: int = 1
+    chunked: bool = False
     observed: dict[str, np.ndarray] = field(default_factory=dict)
     coords: dict = field(default_factory=dict)
     dims: dict = field(default_factory=dict)
     programs: dict = field(default_factory=dict)  # compiled once, kept as long as the target
 
+    @property
+    def batch(self) -> int:
+        """How many points are evaluated at once: fewer where each looks at many rows of data."""
+        return int(np.clip(AT_ONCE // self.rows, 1, BATCH))
+
+    @cached_property
+    def seconds_each(self) -> float:
+        """About how long one of many log densities takes; 0 where there are few rows of data."""
+        if self.all_rows < MANY_ROWS:
+            return 0.0
+        points = jnp.zeros((TIMED, self.dim))
+        self.log_densities(points).block_until_ready()
+        began = time.perf_counter()
+        self.log_densities(points).block_until_ready()
+        return (time.perf_counter() - began) / TIMED
+
+    def affordable(self, number: int, seconds: float, least: int = 256) -> int:
+        """So many log densities, or fewer where they would take longer than so many seconds."""
+        if self.seconds_each * number <= seconds:
+            return number
+        return max(least, int(seconds / self.seconds_each))
+
+    def batched(self, fn: Callable) -> Callable:
+        """A compiled `fn` of one point over a leading axis, in slices of bounded memory."""
+        return jax.jit(lambda points: jax.lax.map(fn, points, batch_size=self.batch))
+
     @cached_property
     def log_densities(self) -> Callable[[Array], Array]:
         """`log_density` of many points, (n, d) -> (n,), where not a number counts as -inf."""
-        return batched(lambda z: finite_or_minus_inf(self.log_density(z)))
+        return self.batched(lambda z: finite_or_minus_inf(self.log_density(z)))
 
     @cached_property
     def constrain_all(self) -> Callable[[Array], dict[str, Array]]:
         """`constrain` of many points: each site gets a leading axis."""
-        return batched(self.constrain)
+        return self.batched(self.constrain)
 
     @cached_property
     def log_likelihoods(self) -> Callable[[Array], dict[str, Array]]:
         """`log_likelihood` of many points: each observed site gets a leading axis."""
-        return batched(self.log_likelihood)
+        return self.batched(self.log_likelihood)
+
+    def discrete_draws(self, key: Array, points: Array) -> dict[str, Array]:
+        """A draw of the discrete latents, and of what is computed from them, at each point."""
+        keys = jax.random.split(key, len(points))
+        draw = self.batched(lambda pair: self.discrete(*pair))
+        return draw((jnp.asarray(points), keys))
 
     @cached_property
     def coordinate_names(self) -> list[str]:
         """A name for each coordinate of R^d: `theta[3]` for the fourth entry of site theta."""
-        shapes = jax.eval_shape(self.unravel, jnp.zeros(self.dim))
-        return [
-            f"{k}[{', '.join(map(str, index))}]" if shape.shape else k
-            for k, shape in shapes.items()
-            for index in np.ndindex(shape.shape)
-        ]
+        shapes = jax.eval_shape(self.unravel, jnp.zeros(self.dim))  # JAX sorts its names
+        return entry_names({k: shapes[k].shape for k in self.sites})
+
+    @cached_property
+    def coordinates(self) -> list[str]:
+        """What each coordinate of R^d is on the model's own scale: `log tau`, `logit p[A]`."""
+        known, words = self.supports(), []
+        zeros = jax.eval_shape(self.unravel, jnp.zeros(self.dim))
+        for name, shape in self.sites.items():
+            support = known.get(name)
+            labels = np.array(self.labels[name], dtype=object).reshape(shape)
+            if self.linear is not None and support:
+                inside = supports.transform_of(support).inverse_shape(shape)
+            else:
+                inside = zeros[name].shape
+            words += supports.coordinate_names(support, labels, int(np.prod(inside, dtype=int)))
+        if self.linear is None:
+            return words
+        return [word for word, kept in zip(words, self.linear.kept, strict=True) if kept]
+
+    @cached_property
+    def effective_draws(self) -> float:
+        """How many independent draws `draws` are worth, in the worst coordinate's mean.
+
+        Vehtari et al. (2021), over (chain, draw); their plain number where chains are unknown.
+        """
+        number = len(self.draws)
+        by_chain = self.by_chain
+        if by_chain is None or by_chain.shape[1] < LEAST_A_CHAIN:
+            return float(number)
+        ess = array_stats.ess(by_chain, chain_axis=0, draw_axis=1, method="mean")
+        least = float(np.min(ess))
+        return float(np.clip(least, 1.0, number)) if np.isfinite(least) else 1.0
+
+    @property
+    def by_chain(self) -> np.ndarray | None:
+        """`draws` as (chain, draw, d), where their chains are known."""
+        if self.chains is None:
+            return None
+        return np.asarray(self.draws).reshape(self.chains, -1, self.dim)
 
     @cached_property
     def labels(self) -> dict[str, list[str]]:
@@ -116,43 +203,19 @@ class Target:
 
         return {k: [entry(k, i) for i in np.ndindex(shape)] for k, shape in self.sites.items()}
 
-    def start_points(self, key: Array, number: int, candidates: int = 16) -> Array:
-        """Dispersed points (number, d) to begin from, each the likeliest of a few candidates.
-
-        Candidates come half from the prior, where there is one, and half uniformly from
-        (-2, 2)^d, NumPyro's own habit; taking the likeliest of each handful keeps starts apart
-        while sparing a fit the far tails.
-        """
-
-        def likeliest(key):
-            uniform_key, prior_key = jax.random.split(key)
-            shape = (candidates, self.dim)
-            points = jax.random.uniform(uniform_key, shape, minval=-2.0, maxval=2.0)
-            if self.prior is not None:
-                keys = jax.random.split(prior_key, candidates // 2)
-                points = points.at[::2].set(jax.vmap(self.prior.draw)(keys))
-            log_p = finite_or_minus_inf(jax.vmap(self.log_density)(points))
-            finite = jnp.isfinite(points).all(-1)
-            return points[jnp.argmax(jnp.where(finite, log_p, -jnp.inf))]
-
-        return jax.jit(jax.vmap(likeliest))(jax.random.split(key, number))
-
-    def wide_start(self, scale: float = 4.0) -> Start:
-        """Where tempering starts: the prior where it is proper, else N(0, scale² I) on R^d."""
-        if self.prior is not None:
-            return self.prior
-        wide = dist.Normal(jnp.zeros(self.dim), scale).to_event(1)
-        return Start(draw=wide.sample, log_density=wide.log_prob)
-
     def not_finite_at(self, points: Array) -> str | None:
-        """Which sites' log densities are not finite at some of these points (n, d), in words."""
-        values = batched(self.site_log_probs)(points)
-        shares = {name: float(jnp.mean(~jnp.isfinite(v))) for name, v in values.items()}
-        bad = {name: share for name, share in shares.items() if share > 0}
-        if not bad:
+        """Which sites' log densities are not finite at some of these points (n, d), in words.
+
+        Of the worst the distribution is told, with the values it was given at the first of them.
+        """
+        values = self.batched(self.site_log_probs)(points)
+        bad = {name: ~np.isfinite(v) for name, v in values.items()}
+        worst = sorted((n for n in bad if bad[n].any()), key=lambda n: -bad[n].mean())
+        if not worst:
             return None
-        worst = sorted(bad, key=bad.get, reverse=True)
-        return ", ".join(f"'{name}' ({100 * bad[name]:.2g}% of draws)" for name in worst)
+        shares = ", ".join(f"'{name}' ({100 * bad[name].mean():.3g}% of draws)" for name in worst)
+        first = points[int(np.argmax(bad[worst[0]]))]
+        return f"{shares}: {self.inputs(first, worst[0])}"
 
     @classmethod
     def from_log_density(cls, log_density: Callable, dim: int, name: str = "target") -> Target:
@@ -170,20 +233,16 @@ class Target:
     def from_draws(cls, draws, name: str = "draws") -> Target:
         """The target that a set of draws stands for: only forward KL can be fitted to it.
 
-        `draws` is an array (S, d) or (chain, draw, d), or an ArviZ DataTree, whose posterior
-        variables are taken as they are, on R.
+        `draws` is an array (S, d) or (chain, draw, d), taken as they are on R^d, or an ArviZ
+        DataTree, whose posterior variables are mapped to R^d by the supports that their draws
+        suggest.
         """
-        if not hasattr(draws, "children"):
-            flat = np.asarray(draws, dtype=float)
-            sites = {"x": flat.shape[-1:] if flat.ndim > 1 else ()}
-            flat = flat.reshape(-1, flat.shape[-1]) if flat.ndim > 1 else flat.reshape(-1, 1)
-        else:
-            if "posterior" not in draws.children:
-                raise InputError(f"{name}: no group named posterior to take draws from.")
-            stacked = draws["posterior"].to_dataset().stack(sample=("chain", "draw"))
-            arrays = {str(k): v.transpose("sample", ...) for k, v in stacked.data_vars.items()}
-            sites = {k: v.shape[1:] for k, v in arrays.items()}
-            flat = np.concatenate([v.values.reshape(len(v), -1) for v in arrays.values()], 1)
+        if hasattr(draws, "children"):
+            return cls._laid_out(drawn.lay_out(draws, name), name)
+        flat = np.asarray(draws, dtype=float)
+        chains = len(flat) if flat.ndim > 2 else None
+        sites = {"x": flat.shape[-1:] if flat.ndim > 1 else ()}
+        flat = flat.reshape(-1, flat.shape[-1]) if flat.ndim > 1 else flat.reshape(-1, 1)
         if len(flat) < 2:
             raise InputError(f"{name}: {len(flat)} draws are too few to fit anything to.")
         if not np.isfinite(flat).all():
@@ -200,7 +259,38 @@ class Target:
             sites=sites,
             unravel=partial(unravel, shapes=sites),
             constrain=partial(unravel, shapes=sites),
+            supports=lambda: {"x": {"support": "real"}},
             draws=jnp.asarray(flat),
+            chains=chains,
+        )
+
+    @classmethod
+    def _laid_out(cls, layout: drawn.Layout, name: str) -> Target:
+        """The target of draws that were laid out on R^d."""
+        ways = {k: supports.transform_of(v) for k, v in layout.supports.items()}
+        inside = {k: ways[k].inverse_shape(shape) for k, shape in layout.sites.items()}
+        owner = np.repeat(list(inside), [int(np.prod(s, dtype=int)) for s in inside.values()])
+        counts = {k: int((owner[layout.linear.kept] == k).sum()) for k in inside}
+        whole = {k: int((owner == k).sum()) for k in inside}
+        pieces = {k: inside[k] if n == whole[k] else (n,) for k, n in counts.items()}
+
+        def constrain(z):
+            parts = unravel(put_together(z, layout.linear), inside)
+            return {k: ways[k](part) for k, part in parts.items()}
+
+        return cls(
+            name=name,
+            dim=layout.points.shape[1],
+            sites=layout.sites,
+            unravel=partial(unravel, shapes=pieces),
+            constrain=constrain,
+            supports=lambda: layout.supports,
+            draws=jnp.asarray(layout.points),
+            chains=layout.chains,
+            linear=layout.linear,
+            remarks=layout.remarks,
+            coords=layout.coords,
+            dims=layout.dims,
         )
 
     @classmethod
@@ -217,63 +307,42 @@ class Target:
         """The posterior of a NumPyro model given `data`, its keyword arguments.
 
         All supports that NumPyro's `biject_to` knows are mapped to R^d; sites keep the order in
-        which the model visits them. Raises `InputError` for a model with no latent site, a
-        discrete one, or a density that is finite nowhere, naming the site.
+        which the model visits them; discrete sites are summed out. Raises `InputError` for a
+        model that cannot be used, naming the site.
         """
         name = name or getattr(model, "__name__", "model")
-        data = dict(data or {})
-        _refuse_misfit(model, data, name)
-        key = jax.random.key(seed)
-        trace = _trace(model, data, key, name)
-        latent = {
-            k: site
-            for k, site in trace.items()
-            if site["type"] == "sample" and not site["is_observed"]
-        }
-        _refuse_unusable(trace, latent, name)
-        info = _initialise(model, data, key, name, latent)
-        shapes = {k: jnp.shape(info.param_info.z[k]) for k in latent}
+        read = Model(model, data or {}, name, jax.random.key(seed))
+        return cls._of(read, coords=dict(coords or {}), dims=dict(dims or {}))
 
-        def log_density(z):
-            return -info.potential_fn(unravel(z, shapes))
-
-        def constrain(z):
-            values = info.postprocess_fn(unravel(z, shapes))
-            return {k: values[k] for k in sorted(values, key=list(trace).index)}
-
-        def log_probs(z, sum_log_prob):
-            values = {k: v for k, v in constrain(z).items() if k in latent}
-            seeded = handlers.seed(model, 0)
-            return compute_log_probs(seeded, (), data, values, sum_log_prob)[0]
-
-        likelihoods = [
-            k for k, site in trace.items() if site["type"] == "sample" and site["is_observed"]
-        ]
-        observed = [k for k in likelihoods if not isinstance(trace[k]["fn"], dist.Unit)]
-
-        def log_prior(z):
-            terms = log_probs(z, True)
-            return log_density(z) - sum(terms[k] for k in likelihoods)
-
+    @classmethod
+    def _of(cls, read: Model, **labels) -> Target:
+        """The target that a model is, with its parameters held where they are."""
         return cls(
-            name=name,
-            dim=sum(int(np.prod(s, dtype=int)) for s in shapes.values()),
-            sites={k: jnp.shape(site["value"]) for k, site in latent.items()},
-            unravel=partial(unravel, shapes=shapes),
-            constrain=constrain,
-            log_density=log_density,
-            prior=_prior(model, data, latent, log_prior, name),
-            log_likelihood=lambda z: {k: log_probs(z, False)[k] for k in observed},
-            site_log_probs=lambda z: log_probs(z, True),
-            observed={k: np.asarray(trace[k]["value"]) for k in observed},
-            coords=dict(coords or {}),
-            dims=dict(dims or {}),
+            name=read.name,
+            dim=read.dim,
+            sites={k: jnp.shape(site["value"]) for k, site in read.latent.items()},
+            unravel=read.unravel,
+            constrain=read.constrain,
+            unconstrain=read.unconstrain,
+            supports=cache(partial(supports_of, read)),
+            log_density=read.log_density,
+            prior=Start(read.draw_prior, read.log_prior) if read.proper else None,
+            log_likelihood=None if read.discrete else read.log_likelihood,
+            site_log_probs=read.log_probs,
+            inputs=read.inputs,
+            about=read.about,
+            own_guide=lambda guide: Guide(read, guide),
+            discrete=read.draw_discrete if read.discrete and read.drawable else None,
+            estimate=read.estimate if read.subsampled else None,
+            parameters=read.parameters,
+            joint=read.log_density,
+            given=lambda parameters: cls._of(read.holding(parameters), **labels),
+            chunked=bool(read.chunked),
+            rows=CHUNK if read.chunked else read.rows,
+            all_rows=read.rows,
+            observed=read.observed,
+            **labels,
         )
-
-
-def batched(fn: Callable) -> Callable:
-    """A compiled `fn` over a leading axis, in slices of `BATCH` points."""
-    return jax.jit(lambda points: jax.lax.map(fn, points, batch_size=BATCH))
 
 
 def finite_or_minus_inf(log_p: Array) -> Array:
@@ -281,125 +350,30 @@ def finite_or_minus_inf(log_p: Array) -> Array:
     return jnp.where(jnp.isnan(log_p) | (log_p == jnp.inf), -jnp.inf, log_p)
 
 
-def unravel(z: Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
-    """One point (d,) cut into named arrays, in the order of `shapes`."""
-    sizes = [int(np.prod(shape, dtype=int)) for shape in shapes.values()]
-    parts = jnp.split(z, np.cumsum(sizes)[:-1])
-    return {k: part.reshape(s) for (k, s), part in zip(shapes.items(), parts, strict=True)}
+def put_together(z: Array, linear: drawn.Linear) -> Array:
+    """All entries u (D,) of what z (d,) is a part of."""
+    u = jnp.zeros(linear.kept.size, z.dtype)
+    u = u.at[np.flatnonzero(linear.kept)].set(z)
+    rest = jnp.asarray(linear.offset, z.dtype) + jnp.asarray(linear.slope, z.dtype) @ z
+    return u.at[np.flatnonzero(~linear.kept)].set(rest)
 
 
-def ravel(values: Mapping[str, Array], names) -> Array:
-    """The inverse of `unravel`: named arrays joined into one point (d,)."""
-    return jnp.concatenate([jnp.ravel(values[k]) for k in names])
+def supports_of(read: Model) -> dict[str, dict | None]:
+    """The support of each latent site; None where it depends on other sites or has no name.
 
+    Bounds that depend on other sites show as values that JAX traces, where z is one of a batch.
+    """
+    fixed = {k: supports.describe(site["fn"].support) for k, site in read.latent.items()}
+    if not any(len(support) > 1 for support in fixed.values() if support):
+        return fixed
+    found: dict[str, Any] = {}
 
-def _trace(model, data, key, name):
-    """One run of the model, latent sites drawn from their priors where those can be drawn from."""
-    drawn = handlers.substitute(handlers.seed(model, key), substitute_fn=init_to_sample)
-    try:
-        return handlers.trace(drawn).get_trace(**data)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{name}: the model stopped with {_where(error)}") from error
+    def look(z):
+        values = {k: v for k, v in read.constrain(z).items() if k in read.latent}
+        run = handlers.substitute(read.on_all_rows(), data=values)
+        trace = handlers.trace(run).get_trace()
+        found.update({k: supports.describe(trace[k]["fn"].support) for k in read.latent})
+        return z
 
-
-def _where(error: Exception) -> str:
-    """An exception of the user's code in one line: what, where in their code, and its words."""
-    return f"{type(error).__name__}{place_of(error)}: {text_of(error)}"
-
-
-def _refuse_misfit(model, data, name):
-    """Data that the model cannot be called with, before NumPyro's handlers hide whose fault."""
-    try:
-        inspect.signature(model).bind(**data)
-    except TypeError as error:
-        raise InputError(f"{name}: {error}; data are the keyword arguments of model.") from error
-    except ValueError:
-        pass  # some callables do not say what they take
-
-
-def _refuse_unusable(trace, latent, name):
-    for k, site in trace.items():
-        size, subsample = site["args"][:2] if site["type"] == "plate" else (0, 0)
-        if subsample and subsample < size:
-            raise InputError(
-                f"{name}: plate '{k}' takes {subsample} of {size} rows, so the density is a "
-                "different one at each look; leave subsample_size out."
-            )
-        if site["type"] == "param":
-            raise InputError(
-                f"{name}: numpyro.param '{k}' is a parameter without a prior; give it one with "
-                "numpyro.sample, or fix it to a number."
-            )
-    if not latent:
-        raise InputError(
-            f"{name}: the model has no latent site, so there is no posterior to fit; "
-            "give at least one numpyro.sample without obs."
-        )
-    for k, site in latent.items():
-        if site["fn"].support.is_discrete:
-            raise InputError(
-                f"{name}: site '{k}' is a discrete latent; sum it out of the model, "
-                "for example with dist.MixtureSameFamily."
-            )
-
-
-def _initialise(model, data, key, name, latent):
-    """NumPyro's own preparation of a model; where it finds no finite start, say which site."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what they say is said again, once, below
-            return initialize_model(key, model, model_kwargs=data)
-    except RuntimeError as error:
-        if "valid initial parameters" not in str(error):
-            raise InputError(f"{name}: the model stopped with {_where(error)}") from error
-        sites = _culprits(model, data, key, latent)
-        raise InputError(
-            f"{name}: the log density or its gradient is finite at none of 100 starting points"
-            f"{sites}; check its priors, its data and its transformations."
-        ) from error
-    except Exception as error:
-        raise InputError(f"{name}: the model stopped with {_where(error)}") from error
-
-
-def _culprits(model, data, key, latent) -> str:
-    """The sites whose own log density is not finite at a point drawn like NumPyro's starts."""
-    values = {}
-    for i, (k, site) in enumerate(latent.items()):
-        transform = biject_to(site["fn"].support)
-        shape = jnp.shape(transform.inv(site["value"]))
-        at = jax.random.uniform(jax.random.fold_in(key, i), shape, minval=-2.0, maxval=2.0)
-        values[k] = transform(at)
-    log_probs, _ = compute_log_probs(handlers.seed(model, key), (), data, values)
-    bad = [k for k, v in log_probs.items() if not jnp.isfinite(v)]
-    names = ", ".join(f"'{k}'" for k in bad)
-    return f" (not finite at site{'s' if len(bad) > 1 else ''} {names})" if bad else ""
-
-
-def _prior(model, data, latent, log_prior, name) -> Start | None:
-    """The model's prior as a start, or None where it is improper, scaled or cannot be drawn."""
-
-    def proper(fn):
-        while hasattr(fn, "base_dist") and not isinstance(fn, dist.MaskedDistribution):
-            fn = fn.base_dist
-        return not isinstance(fn, dist.ImproperUniform | dist.MaskedDistribution)
-
-    if any(site["scale"] is not None or not proper(site["fn"]) for site in latent.values()):
-        return None
-
-    def draw(key):
-        trace = handlers.trace(handlers.seed(model, key)).get_trace(**data)
-        values = {k: biject_to(trace[k]["fn"].support).inv(trace[k]["value"]) for k in latent}
-        return ravel(values, latent)
-
-    try:
-        jax.eval_shape(draw, jax.random.key(0))
-    except NotImplementedError:
-        return None
-    except Exception as error:
-        raise InputError(
-            f"{name}: the model cannot be traced by JAX, {_where(error)}; what depends on the "
-            "value of a site needs jnp.where or lax.cond in place of if."
-        ) from error
-    return Start(draw=draw, log_density=log_prior)
+    jax.vmap(look)(jnp.zeros((1, read.dim)))
+    return found

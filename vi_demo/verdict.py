@@ -48,7 +48,7 @@ def judge(
     if missed:
         advice = ADVICE["missed_forward" if fit == "forward_kl" else "missed"]
         return Verdict("unreliable", (*missed, *wrong, *doubt), advice)
-    if method == "draws":
+    if method == "draws" and figures.log_p is None:
         return by_draws_alone(wrong, unsettled)
     if not (wrong or doubt or unsettled) and close(figures):
         return Verdict("reliable", passed(figures), ADVICE["reliable"])

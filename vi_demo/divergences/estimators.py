@@ -85,15 +85,17 @@ def expectation(values: np.ndarray, draws: Draws) -> Estimate:
         mean = float(np.sum(w * values))
     if draws.exact or not np.isfinite(mean):
         return Estimate(mean, 0.0)
-    variance = float(np.sum(w**2 * (values - mean) ** 2))
+    # In units of the farthest value, whose square could be too large for a number.
+    unit = np.max(np.abs(values - mean)) or 1.0
+    variance = float(np.sum((w * ((values - mean) / unit)) ** 2))
     if draws.blocks is not None:
         masses = np.bincount(draws.blocks, w)
         means = np.bincount(draws.blocks, w * values) / masses
         shares = masses / masses.sum()
         count = len(masses)
-        between = np.sum(shares**2 * (means - mean) ** 2) * count / max(count - 1, 1)
+        between = np.sum((shares * ((means - mean) / unit)) ** 2) * count / max(count - 1, 1)
         variance = max(variance, float(between))
-    return Estimate(mean, float(np.sqrt(variance)))
+    return Estimate(mean, float(unit * np.sqrt(variance)))
 
 
 def effective_sample_size(log_weights: np.ndarray) -> float:
@@ -151,7 +153,7 @@ def seen_whole(
     Of Monte Carlo draws at least `LEAST_TERMS` have to carry it. Nodes of a quadrature end where
     their own density does: what those of next to no weight carry shows what lies beyond.
     """
-    total, squares, light = 0.0, 0.0, 0.0
+    total, light, norm = 0.0, 0.0, 0.0
     for r, draws in ((log_ratio_p, draws_p), (log_ratio_q, draws_q)):
         with np.errstate(invalid="ignore", over="ignore"):
             terms = np.where(draws.weights > 0, draws.weights * np.asarray(f(r)), 0.0)
@@ -159,8 +161,9 @@ def seen_whole(
         if draws.exact:
             light += terms[draws.weights < LIGHT * draws.weights.max()].sum()
         else:
-            squares += (terms**2).sum()
-    return bool(total == 0 or (light < 0.01 * total and squares < total**2 / LEAST_TERMS))
+            with np.errstate(over="ignore"):
+                norm = np.hypot(norm, np.linalg.norm(terms))
+    return bool(total == 0 or (light < 0.01 * total and norm < total / LEAST_TERMS**0.5))
 
 
 # From draws of one side.

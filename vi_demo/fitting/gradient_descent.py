@@ -23,6 +23,7 @@ import optax
 from jax import Array
 from jax.nn import logsumexp
 
+from vi_demo import starts
 from vi_demo.divergences.estimators import Draws, seen_whole
 from vi_demo.divergences.generators import log_height, named, reverse_kl
 from vi_demo.fitting import moment_matching
@@ -32,7 +33,6 @@ from vi_demo.guides import Family
 from vi_demo.target import Target
 
 STARTS = 8
-START_WIDTH = 0.1
 CHUNK = 3
 TOLERANCE = (1e-3, 1e-4, 1e-5)  # nats, in each stage
 MAX_CHUNKS = 60  # a stage
@@ -103,21 +103,29 @@ def fit(
 def fitter(f: Callable, target: Target, family: Family, covering: Fit | None) -> Fitter:
     """L-BFGS in stages; `covering` is the forward-KL fit, for all but reverse KL."""
     stages: list[Stage] = []
+    user, frame = target, starts.frame(target, family.turns)
+    target, back = starts.seen_from(user, frame), frame.inverse()
 
     def init(key):
         point_key, *keys = jax.random.split(key, 1 + len(SIZES))
         for g, (noise, number), noise_key in zip((reverse_kl, f, f), SIZES, keys, strict=True):
             noise = normal_noise(noise_key, max(noise, enough(target)), target.dim)
-            draws = covering and subset(covering.draws, number)
+            draws = covering and seen(subset(covering.draws, number))
             stages.append(Stage(program_of(g, target, family), noise, draws))
-        points = target.start_points(point_key, STARTS)
-        params = jax.vmap(lambda z: family.init(z, START_WIDTH))(points)
+        params = starts.guides(user, family, frame, point_key, STARTS)
         if covering:
-            params = jax.tree.map(lambda x, y: jnp.r_[x, y[None]], params, covering.params)
-        number = STARTS + bool(covering)
+            ours = family.moved(covering.params, *back)
+            params = jax.tree.map(lambda x, y: jnp.r_[x, y[None]], params, ours)
+        number = len(jax.tree.leaves(params)[0])
         worst = jnp.full(number, jnp.inf)
-        active, none = jnp.arange(number) < STARTS, jnp.zeros(number, int)
+        active, none = jnp.arange(number) < number - bool(covering), jnp.zeros(number, int)
         return State(0, 0, params, fresh(params), worst, worst, active, none, 0)
+
+    def seen(draws):
+        """Draws of the target on the scale that is stepped on."""
+        return draws._replace(
+            points=jax.vmap(back.out)(draws.points), log_p=draws.log_p + frame.log_volume()
+        )
 
     def advance(state):
         if settled(state):
@@ -184,7 +192,7 @@ def fitter(f: Callable, target: Target, family: Family, covering: Fit | None) ->
             "params": best_of(state),
             "steps": int(state.steps[best]),
             "best": best,
-            "evaluations": {"log_density": STARTS * 16, "gradient": state.gradients},
+            "evaluations": {"log_density": 0, "gradient": state.gradients},
             "restarts": jax.device_get({"loss": state.losses, **state.params}),
             "measured": measured,
             "notes": () if state.believed else (FEW,),
@@ -196,7 +204,7 @@ def fitter(f: Callable, target: Target, family: Family, covering: Fit | None) ->
     def best_of(state):
         return jax.tree.map(lambda x: x[winner(state)], state.params)
 
-    return Fitter("gradient_descent", init, advance, assess, finish)
+    return Fitter("gradient_descent", init, advance, assess, finish, frame)
 
 
 @functools.lru_cache(maxsize=16)

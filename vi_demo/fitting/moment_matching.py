@@ -15,6 +15,7 @@ draws and improved the likelihood by no more than that noise explains.
 
 from __future__ import annotations
 
+import time
 from typing import NamedTuple
 
 import jax
@@ -24,6 +25,7 @@ from arviz_stats.base import array_stats
 from jax import Array
 from scipy.special import logsumexp
 
+from vi_demo import starts
 from vi_demo.divergences.estimators import effective_sample_size
 from vi_demo.fitting.objectives import draws_of_target, normal_noise
 from vi_demo.fitting.runner import Assessment, Fit, Fitter, Report, run, silent
@@ -39,6 +41,9 @@ TOLERANCE = 0.01  # nats
 MEAN_ERROR = 0.007  # posterior sds
 MEAN_ERROR_TOLERATED = 0.02  # where better is dear: by SMC, or after the last round
 KHAT = 0.7
+SECONDS = 90.0  # after which no more SMC populations are begun, and one is given up
+NO_SMC = "its weights were refused, and with so many rows SMC is out of reach"
+SHORT = "SMC was stopped short of the target, after {} temperatures: its draws are too wide"
 NEARLY_CONSTANT = 0.95  # ESS / draws above which k-hat says nothing
 
 
@@ -69,6 +74,8 @@ class State(NamedTuple):
     gain: float
     yield_: float  # effective draws a draw of the guide
     evaluations: dict[str, int]
+    began: float  # on the clock
+    short: str = ""  # that SMC stopped short of the target, if it did
 
     @property
     def batches(self) -> tuple[Batch, ...]:
@@ -102,16 +109,24 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
         log_q = [family.distribution(p).log_prob(points) for p in (params, old)]
         return params, weights @ (log_q[0] - log_q[1])
 
+    # With so many rows SMC is out of reach; then the curvature is nearly all there is to find.
+    dear = smc.seconds(target, PARTICLES * RUNS) > SECONDS and starts.climbs(target) is not None
+
     def init(key):
         nothing = {"log_density": 0, "gradient": 0}
-        return State(key, "smc", (), (), None, 0, False, np.nan, np.inf, 1.0, nothing)
+        beginning = (np.nan, np.inf, 1.0, nothing, time.perf_counter())
+        if not dear:
+            return State(key, "smc", (), (), None, 0, False, *beginning)
+        unit = family.init(jnp.zeros(target.dim), 1.0)
+        params = family.moved(unit, *starts.frame(target, family.turns))
+        return State(key, "guide", (), (), params, 0, False, *beginning)
 
     def advance(state):
         key, draw_key = jax.random.split(state.key)
         state = state._replace(key=key, rounds=state.rounds + 1, refused=False)
         if target.draws is not None:
             draws = np.asarray(target.draws)
-            new = Batch(draws, np.full(len(draws), 1 / len(draws)), float(len(draws)))
+            new = Batch(draws, np.full(len(draws), 1 / len(draws)), target.effective_draws)
             state = state._replace(particles=(new,))
         elif state.source == "smc":
             state = from_smc(state, draw_key)
@@ -125,14 +140,16 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
         tempered = smc.temper(
             *(target, key, PARTICLES, RUNS),
             report=lambda part, text: report("forward_kl", share + part / MAX_ROUNDS, text),
+            seconds=SECONDS,
         )
+        short = "" if tempered.finished else SHORT.format(tempered.temperatures)
         draws = smc.pooled(tempered)
         # In random order, so that the first of them are of all populations.
         order = np.random.default_rng(state.rounds).permutation(len(draws.points))
         points, log_z = draws.points[order], smc.pooled_evidence(tempered).value
         log_p = np.asarray(target.log_densities(points))
         new = Batch(points, draws.weights[order], smc.effective_draws(draws), log_p, log_z)
-        state = state._replace(particles=(*state.particles, new))
+        state = state._replace(particles=(*state.particles, new), short=state.short or short)
         return spend(state, tempered.evaluations)
 
     def from_guide(state, key):
@@ -144,7 +161,9 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
         state = spend(state, {"log_density": len(points), "gradient": 0})
         log_weights, khat = smoothed(log_weights)
         state = state._replace(khat=khat)
-        if not khat < KHAT:
+        if dear and not khat < KHAT:
+            state = state._replace(short=NO_SMC)
+        elif not khat < KHAT:
             # Neither these weights nor those of a guide like this one before are to be believed.
             return state._replace(source="smc", weighted=(), refused=True)
         weights = np.exp(log_weights - log_weights.max())
@@ -154,8 +173,9 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
 
     def number_of_draws(state):
         missing = (1 / MEAN_ERROR**2 - state.ess) / state.yield_
-        least, most = DRAWS
-        return int(np.clip(2 ** np.ceil(np.log2(max(missing, 1))), least, most))
+        least, most = (target.affordable(n, SECONDS / 2) for n in DRAWS)
+        # A power of two, as Sobol sequences have it.
+        return 2 ** int(np.log2(np.clip(2 ** np.ceil(np.log2(max(missing, 1))), least, most)))
 
     def spend(state, spent):
         total = {k: state.evaluations[k] + spent[k] for k in spent}
@@ -182,8 +202,11 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
             return Assessment("failed", 1.0, text)
         if target.draws is not None:
             return Assessment("converged", 1.0, text)
-        last = state.rounds >= MAX_ROUNDS
+        late = time.perf_counter() - state.began > SECONDS
+        last = state.rounds >= MAX_ROUNDS or (late and (dear or state.source == "smc"))
         error = MEAN_ERROR_TOLERATED if last or state.source == "smc" else MEAN_ERROR
+        if last and state.short and (dear or not state.weighted):
+            return Assessment("stopped", 1.0, text)
         enough = noise(state) <= TOLERANCE and state.ess >= 1 / error**2
         if enough and state.gain < 3 * noise(state):
             return Assessment("converged", 1.0, text)
@@ -197,6 +220,7 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
             "params": state.params,
             "steps": state.rounds,
             "evaluations": state.evaluations,
+            "notes": (state.short,) if state.short else (),
             "measured": {"ess": state.ess, "error": noise(state)} | tail,
             "draws": None if target.log_density is None else draws_of_target(*together(state)),
         }

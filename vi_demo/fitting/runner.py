@@ -19,6 +19,9 @@ import numpy as np
 
 from vi_demo.fitting.objectives import TargetDraws
 from vi_demo.guides import Family
+from vi_demo.starts import Frame
+
+PATH_POINTS = 400  # of the way there that are kept
 
 Report = Callable[[str, float, str], None]  # phase, share done, what to say
 
@@ -32,7 +35,8 @@ class Fitter(NamedTuple):
 
     `init(key)` gives the first state; `advance(state)` one chunk of steps, (state, info), info
     being a dictionary of arrays; `assess(state)` says how far it is; `finish(state)` gives
-    the fields of `Fit` that only the fitter knows.
+    the fields of `Fit` that only the fitter knows. Parameters are those of guides on `frame`,
+    where the fitter steps on a scale of its own.
     """
 
     name: str
@@ -40,6 +44,7 @@ class Fitter(NamedTuple):
     advance: Callable[[Any], tuple[Any, dict]]
     assess: Callable[[Any], Assessment]
     finish: Callable[[Any], dict]
+    frame: Frame | None = None
 
 
 class Assessment(NamedTuple):
@@ -56,7 +61,8 @@ class Fit:
 
     `params` are the best restart's, `restarts` everyone's: arrays with a leading axis of
     restarts, `elbo` among them where the fitter has several. `history` holds one row a recorded
-    step. `evaluations` counts log densities and gradients of the target, every particle of
+    step, thinned: scalars of every restart, parameters of the best.
+    `evaluations` counts log densities and gradients of the target, every particle of
     every restart included. `notes` are sentences about what went wrong on the way. `draws` are
     the target's weighted draws that it was fitted to, where there are some.
     """
@@ -97,7 +103,12 @@ def run(
             if assessment.status is not None:
                 break
         fields = fitter.finish(state)
-    history = {k: np.concatenate([i[k] for i in infos]) for k in infos[0]}
+    history = thinned({k: np.concatenate([i[k] for i in infos]) for k in infos[0]})
+    for k in fields["params"]:
+        if k in history and fields.get("restarts"):
+            history[k] = history[k][:, fields.get("best", 0)]
+    if fitter.frame is not None:
+        fields, history = on_target_scale(fitter.frame, family, fields, history)
     return Fit(
         divergence=divergence,
         fitter=fitter.name,
@@ -107,6 +118,26 @@ def run(
         history=history,
         **fields,
     )
+
+
+def thinned(history: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """At most `PATH_POINTS` rows of each."""
+    return {k: v[:: max(1, -(-len(v) // PATH_POINTS))] for k, v in history.items()}
+
+
+def on_target_scale(frame: Frame, family: Family, fields: dict, history: dict):
+    """Parameters of guides on a fitter's own scale as those on the target's."""
+    moved = jax.jit(lambda params: family.moved(params, *frame))
+    names = list(fields["params"])
+
+    def along(rows):
+        if not rows or names[0] not in rows:
+            return rows
+        each = jax.lax.map(moved, {k: jnp.asarray(rows[k]) for k in names})
+        return rows | jax.device_get(each)
+
+    fields |= {"params": moved(fields["params"]), "restarts": along(fields.get("restarts", {}))}
+    return fields, along(history)
 
 
 def choose(condition: jax.Array, yes, no):

@@ -13,6 +13,7 @@ falling rates: Welandawe et al. 2022, arXiv 2203.15945.) Its false stops are mea
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -26,8 +27,10 @@ from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoContinuous
 from numpyro.infer.svi import SVIState
 
+from vi_demo import starts
 from vi_demo.fitting.runner import Assessment, Fit, Fitter, Report, choose, run, silent
-from vi_demo.guides import Family
+from vi_demo.guides import Family, own
+from vi_demo.model import Guide
 from vi_demo.target import Target, finite_or_minus_inf
 
 STARTS = 8
@@ -38,8 +41,8 @@ RATES = (0.1, 0.025, 0.00625)
 PATIENCE = 2
 TOLERANCE = 0.002  # nats
 BASE_DRAWS = 1024
+MOST_RECORDED = 100_000  # numbers of a parameter
 MAX_STEPS = 20_000
-START_WIDTH = 0.1
 
 
 class StickTheLanding(dist.Distribution):
@@ -73,7 +76,7 @@ class FamilyGuide(AutoContinuous):
         super().__init__(model, prefix="guide")
 
     def _get_posterior(self):
-        initial = self.family.init(jnp.zeros(self.latent_dim), START_WIDTH)
+        initial = self.family.init(jnp.zeros(self.latent_dim), 1.0)
         params = {k: numpyro.param(self.site(k), v) for k, v in initial.items()}
         frozen = jax.lax.stop_gradient(params)
         moving = self.family.distribution(params)
@@ -84,21 +87,118 @@ class FamilyGuide(AutoContinuous):
         return f"{self.prefix}_{name}"
 
 
-def on_one_site(target: Target) -> Callable:
-    """The target as a NumPyro model with one site on R^d.
+class Problem(NamedTuple):
+    """What NumPyro's `SVI` is to do, and how to judge where it got to.
 
-    The user's own model under an AutoContinuous guide has its constraints frozen at those of a
-    first trace, which is another density where one site's support depends on another.
+    `begin(key)` gives the parameters of every start, on a leading axis, and what the program
+    `values(params, key)` needs not: it gives log p − log q, in nats, at draws of the guide.
+    `sites` names the numpyro.param site of each parameter. `doubt(params)` says at which site the
+    density is not finite at draws of the guide.
     """
+
+    svi: Callable
+    begin: Callable[[Array], dict]
+    sites: dict[str, str]
+    values: Callable[[dict, Array], Array]
+    doubt: Callable[[dict], str | None]
+    frame: starts.Frame | None = None
+
+
+def of_family(target: Target, family: Family, learned: bool = False) -> Problem:
+    """Fit a family of ours to the target, on the scale of the climbs.
+
+    A target that subsamples its rows is estimated anew from some of them at each step. With
+    `learned`, the model's own parameters are fitted along.
+    """
+    frame = starts.frame(target, family.turns)
+    here = starts.seen_from(target, frame)
+    theta = here.parameters if learned else {}
+    scaled = starts.climbs(target) is not None
+    if here.estimate is None:
+        log_density = lambda u, key, theta: here.joint(u, theta)  # noqa: E731
+    else:
+        log_density = anchored(here) if scaled else here.estimate
 
     def model():
         improper = dist.ImproperUniform(constraints.real_vector, (), (target.dim,))
-        z = numpyro.sample("z", improper)
+        u = numpyro.sample("u", improper)
+        values = {k: numpyro.param(k, v) for k, v in theta.items()}
+        key = numpyro.prng_key() if here.estimate else None
         with numpyro.handlers.block():  # the user's sites are not this model's
-            log_density = target.log_density(z)
-        numpyro.factor("log_density", log_density)
+            log_p = log_density(u, key, values)
+        numpyro.factor("log_density", log_p)
 
-    return model
+    guide = FamilyGuide(model, family)
+    sites = {k: guide.site(k) for k in family.init(jnp.zeros(target.dim), 1.0)}
+
+    def begin(key):
+        numpyro.handlers.seed(guide, key)()
+        params = starts.guides(target, family, frame, key, STARTS)
+        return params | jax.tree.map(lambda x: jnp.broadcast_to(x, (STARTS, *x.shape)), theta)
+
+    def values(params, key):
+        draw_key, row_key = jax.random.split(key)
+        q = family.distribution({k: params[k] for k in sites})
+        draws = q.rsample(draw_key, (BASE_DRAWS,))
+        own = {k: params[k] for k in theta}
+        keys = jax.random.split(row_key, BASE_DRAWS)
+        log_p = jax.lax.map(
+            lambda at: log_density(*at, own), (draws, keys), batch_size=target.batch
+        )
+        return finite_or_minus_inf(log_p - q.log_prob(draws))
+
+    def doubt(params):
+        q = family.distribution({k: params[k] for k in sites})
+        return here.not_finite_at(q.sample(jax.random.key(0), (4096,)))
+
+    elbo = Trace_ELBO(num_particles=PARTICLES)
+    own_sites = sites | {k: k for k in theta}
+    own_scale = frame if scaled else None
+    return Problem(
+        partial(SVI, model, guide, loss=elbo), begin, own_sites, values, doubt, own_scale
+    )
+
+
+def anchored(here: Target) -> Callable:
+    """An estimate of log p from some rows that is exact, slope and all, at 0, the climb's end.
+
+    What the rows say of the slope there is replaced by what all rows say (a control variate,
+    Baker et al. 2019, doi:10.1007/s11222-018-9826-2): near the end it is the rows' difference
+    from each other in curvature alone that is left as noise.
+    """
+    origin = jnp.zeros(here.dim)
+    height, slope = jax.jit(jax.value_and_grad(here.log_density))(origin)
+
+    def estimate(u, key, theta):
+        rows = lambda u: here.estimate(u, key, theta)  # noqa: E731
+        their_height, their_slope = jax.value_and_grad(rows)(origin)
+        return rows(u) - their_height + height + (slope - their_slope) @ u
+
+    return estimate
+
+
+def of_guide(target: Target, guide: Guide) -> Problem:
+    """Fit the user's own guide, and the model's parameters along with it, to the user's model."""
+    pair = guide.pair()
+    params = guide.parameters | target.parameters
+
+    def begin(key):
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (1, *jnp.shape(x))), params)
+
+    def values(params, key):
+        def one(key):
+            z, log_q = guide.draw(params, key)
+            return target.joint(z, {k: params[k] for k in target.parameters}) - log_q
+
+        keys = jax.random.split(key, BASE_DRAWS)
+        return finite_or_minus_inf(jax.lax.map(one, keys, batch_size=target.batch))
+
+    def doubt(params):
+        keys = jax.random.split(jax.random.key(0), BASE_DRAWS)
+        return target.not_finite_at(jax.vmap(lambda key: guide.draw(params, key)[0])(keys))
+
+    svi = partial(SVI, *pair, loss=guide.elbo(PARTICLES))
+    return Problem(svi, begin, {k: k for k in params}, values, doubt)
 
 
 class State(NamedTuple):
@@ -119,38 +219,46 @@ class State(NamedTuple):
 
 def fit(target: Target, family: Family, key: Array, report: Report = silent) -> Fit:
     """Fit a family to a target by maximising E_q[log p − log q], several starts at once."""
-    return run(fitter(target, family), key, "reverse_kl", family, report)
+    return run(fitter(of_family(target, family)), key, "reverse_kl", family, report)
 
 
-def fitter(target: Target, family: Family) -> Fitter:
-    """NumPyro's `SVI` with Adam and `Trace_ELBO` on one family."""
-    model = on_one_site(target)
-    guide = FamilyGuide(model, family)
-    adam = optax.inject_hyperparams(optax.adam)(learning_rate=RATES[0])
-    svi = SVI(model, guide, adam, Trace_ELBO(num_particles=PARTICLES))
+def fit_own(
+    target: Target, guide: Guide, key: Array, report: Report = silent
+) -> tuple[Fit, Target]:
+    """Fit the user's own guide, and the target with the model's parameters as fitted along."""
+    family = own(guide, target.dim)
+    fitted = run(fitter(of_guide(target, guide)), key, "reverse_kl", family, report)
+    if target.parameters:
+        target = target.given({k: fitted.params[k] for k in target.parameters})
+    return fitted, target
+
+
+def learn(target: Target, family: Family, key: Array, report: Report = silent) -> Target:
+    """The target at the values of the model's parameters that are fitted along with a guide."""
+    problem = of_family(target, family, learned=True)
+    fitted = run(fitter(problem), key, "parameters", family, report)
+    return target.given({k: fitted.params[k] for k in target.parameters})
+
+
+def fitter(problem: Problem) -> Fitter:
+    """NumPyro's `SVI` with Adam, from every start at once."""
+    svi = problem.svi(optim=optax.inject_hyperparams(optax.adam)(learning_rate=RATES[0]))
     rates = jnp.array(RATES)
 
     def get_params(svi_state):
         named = svi.optim.get_params(svi_state.optim_state)
-        return {k: named[guide.site(k)] for k in family.init(jnp.zeros(target.dim), 1.0)}
+        return {k: named[site] for k, site in problem.sites.items()}
 
     def restart(svi_state, params, stage):
-        optim_state = svi.optim.init({guide.site(k): v for k, v in params.items()})
+        optim_state = svi.optim.init({problem.sites[k]: v for k, v in params.items()})
         optim_state[1][1].hyperparams["learning_rate"] = rates[stage]
         return svi_state._replace(optim_state=optim_state)
 
-    def values_of(params, base_key):
-        q = family.distribution(params)
-        draws = q.rsample(base_key, (BASE_DRAWS,))
-        log_p = jax.vmap(target.log_density)(draws)
-        return finite_or_minus_inf(log_p - q.log_prob(draws))
-
-    def begin(key, point, base_key):
-        params = family.init(point, START_WIDTH)
-        named = {guide.site(k): v for k, v in params.items()}
-        svi_state = svi.init(key, init_params=named)
+    def begin(key, params, base_key):
+        # SVI takes the values of the user's parameters where they are meant to lie.
+        svi_state = svi.init(key)
         zero = jnp.zeros((), int)
-        values = values_of(params, base_key)
+        values = problem.values(params, base_key)
         return State(
             restart(svi_state, params, zero),
             *(zero, zero, jnp.zeros((), bool), zero, params, values, zero, zero, zero, params),
@@ -174,7 +282,7 @@ def fitter(target: Target, family: Family) -> Fitter:
     def chunk(state, base_key):
         def some_steps(carry, _):
             carry, elbos = jax.lax.scan(step, carry, length=CHUNK // RECORDED)
-            return carry, {"elbo": jnp.nanmean(elbos), **get_params(carry[0].svi)}
+            return carry, {"elbo": jnp.nanmean(elbos), **recorded(get_params(carry[0].svi))}
 
         zeros = jax.tree.map(jnp.zeros_like, state.best)
         state = state._replace(lately=jnp.zeros_like(state.lately))
@@ -183,7 +291,7 @@ def fitter(target: Target, family: Family) -> Fitter:
         return judge(state, candidate, base_key), info
 
     def judge(state, candidate, base_key):
-        values = values_of(candidate, base_key)
+        values = problem.values(candidate, base_key)
         gains = values - state.values
         gain = values.mean() - state.values.mean()
         error = jnp.nan_to_num(gains.std() / BASE_DRAWS**0.5)
@@ -191,7 +299,8 @@ def fitter(target: Target, family: Family) -> Fitter:
         better = (first | (gain > 0)) & ~state.done
         best = choose(better, candidate, state.best)
         idle = jnp.where(first | (gain > jnp.maximum(TOLERANCE, 2 * error)), 0, state.idle + 1)
-        fall = idle >= PATIENCE
+        # Steps that are mostly not finite are too long.
+        fall = (idle >= PATIENCE) | (state.lately > CHUNK // 2)
         stage = state.stage + fall
         svi_state = choose(
             fall, restart(state.svi, best, jnp.minimum(stage, len(RATES) - 1)), state.svi
@@ -208,68 +317,74 @@ def fitter(target: Target, family: Family) -> Fitter:
     many_chunks = jax.jit(jax.vmap(chunk, in_axes=(0, None)))
 
     def init(key):
-        setup_key, point_key, key, base_key = jax.random.split(key, 4)
-        numpyro.handlers.seed(guide, setup_key)()
-        points = target.start_points(point_key, STARTS)
-        starts = jax.jit(jax.vmap(begin, in_axes=(0, 0, None)))
-        return starts(jax.random.split(key, STARTS), points, base_key), base_key
+        setup_key, key, base_key = jax.random.split(key, 3)
+        params = problem.begin(setup_key)
+        number = len(jax.tree.leaves(params)[0])
+        begin_all = jax.jit(jax.vmap(begin, in_axes=(0, 0, None)))
+        return begin_all(jax.random.split(key, number), params, base_key), base_key
 
     def advance(state):
-        starts, base_key = state
-        starts, info = many_chunks(starts, base_key)
-        return (starts, base_key), jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), info)
+        every, base_key = state
+        every, info = many_chunks(every, base_key)
+        return (every, base_key), jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), info)
 
     def assess(state):
-        starts, _ = state
-        steps, elbo = int(starts.steps.max()), float(starts.values.mean(-1).max())
-        stages = jnp.minimum(starts.stage, len(RATES)).mean()
+        every, _ = state
+        steps, elbo = int(every.steps.max()), float(every.values.mean(-1).max())
+        stages = jnp.minimum(every.stage, len(RATES)).mean()
         share = max(steps / MAX_STEPS, float(stages) / len(RATES))
         text = f"step {steps:,}, ELBO {elbo:,.3f}"
-        if not starts.done.all() and steps < MAX_STEPS:
+        if not every.done.all() and steps < MAX_STEPS:
             return Assessment(None, share, text)
         if not jnp.isfinite(elbo):
             return Assessment("failed", 1.0, text)
-        best = int(starts.values.mean(-1).argmax())
-        settled = starts.done[best] and starts.lately[best] == 0
+        best = int(every.values.mean(-1).argmax())
+        settled = every.done[best] and every.lately[best] == 0
         return Assessment("converged" if settled else "stopped", 1.0, text)
 
     def finish(state):
-        starts, _ = state
-        elbos = starts.values.mean(-1)
+        every, _ = state
+        elbos = every.values.mean(-1)
         best = int(elbos.argmax())
-        chunks = int(starts.steps.max()) // CHUNK
+        chunks = int(every.steps.max()) // CHUNK
         return {
-            "params": jax.tree.map(lambda x: x[best], starts.best),
-            "steps": int(starts.steps[best]),
+            "params": jax.tree.map(lambda x: x[best], every.best),
+            "steps": int(every.steps[best]),
             "best": best,
             "evaluations": {
-                "log_density": STARTS * (16 + (chunks + 1) * BASE_DRAWS),
-                "gradient": STARTS * PARTICLES * CHUNK * chunks,
+                "log_density": len(elbos) * (chunks + 1) * BASE_DRAWS,
+                "gradient": len(elbos) * PARTICLES * CHUNK * chunks,
             },
-            "restarts": jax.device_get({"elbo": elbos, "steps": starts.steps, **starts.best}),
-            "notes": tuple(skipped_steps(target, family, starts, CHUNK * chunks)),
+            "restarts": jax.device_get(
+                {"elbo": elbos, "steps": every.steps, **recorded(every.best)}
+            ),
+            "notes": tuple(skipped_steps(problem, every, CHUNK * chunks)),
         }
 
-    return Fitter("svi", init, advance, assess, finish)
+    return Fitter("svi", init, advance, assess, finish, problem.frame)
 
 
-def skipped_steps(target: Target, family: Family, starts: State, steps: int) -> list[str]:
+def recorded(params: dict) -> dict:
+    """The parameters whose way is kept: a family's, not the weights of networks."""
+    return {k: v for k, v in params.items() if isinstance(v, Array) and v.size <= MOST_RECORDED}
+
+
+def skipped_steps(problem: Problem, every: State, steps: int) -> list[str]:
     """What to say of steps that were not finite: how many, when first, and at which site.
 
     The site is found by drawing from the guide as it stood before the first such step.
     """
-    if not (starts.skipped > 0).any():
+    if not (every.skipped > 0).any():
         return []
-    first = int(jnp.where(starts.skipped > 0, starts.first_skipped, jnp.inf).argmin())
-    params = jax.tree.map(lambda x: x[first], starts.skipped_at)
-    draws = family.distribution(params).sample(jax.random.key(0), (4096,))
-    sites = target.not_finite_at(draws)
+    first = int(jnp.where(every.skipped > 0, every.first_skipped, jnp.inf).argmin())
+    sites = problem.doubt(jax.tree.map(lambda x: x[first], every.skipped_at))
     at = (
         f" at site {sites}"
         if sites
         else "; every site's density was finite, so a gradient was not"
     )
+    number = len(every.skipped) * steps
     return [
-        f"{int(starts.skipped.sum()):,} of {STARTS * steps:,} steps were not finite and were "
-        f"skipped, the first at step {int(starts.first_skipped[first]) + 1:,}{at}"
+        f"{int(every.skipped.sum()):,} of {number:,} steps were not finite and "
+        f"were skipped, the first at step {int(every.first_skipped[first]) + 1:,}{at}"
     ]

@@ -17,6 +17,8 @@ from vi_demo.pictures.words import measured, number, spoken, with_error
 
 COLOURS = {"reliable": "green", "correctable": "yellow", "unreliable": "red"}
 WIDTH = 80
+MOST_COORDINATES = 20  # of a guide, shown
+MOST_PAIRS = 6
 
 
 @contextlib.contextmanager
@@ -69,6 +71,9 @@ def show(summary: dict, folder: Path) -> None:
     for part in tables(summary, console.width):
         console.print(part)
     for name, fit in summary["fits"].items():
+        if "draws" in summary["model"] and "guide" in fit:
+            for part in guide_parts(name, fit["guide"]):
+                console.print(part)
         for line in verdict_lines(name, fit):
             console.print(line)
     if "path" in summary:
@@ -88,6 +93,8 @@ def heading(summary: dict) -> str:
     evidence = reference["log_evidence"]
     if evidence["value"] is not None:
         method += f", log evidence {number(evidence['value'])} ± {evidence['mcse']:.2g}"
+    if "draws" in model:
+        method = counted(model["draws"])
     masses = [f"{100 * m['mass']:.0f}%" for m in reference["modes"]]
     if masses:
         method += f", {len(masses)} mode{'s' if len(masses) > 1 else ''}"
@@ -106,6 +113,9 @@ def tables(summary: dict, width: int) -> Iterator[Table]:
     """One column a fit, one row a figure; a further table where the fits are too many."""
     names = list(summary["fits"])
     rows = figures(summary)
+    if "draws" in summary["model"]:  # which have no density: most rows would be dashes
+        known = summary["fits"].values()
+        rows = {k: cell for k, cell in rows.items() if any(cell(f) != "–" for f in known)}
     label = max(map(len, rows))
     columns = [
         max(len(spoken(n)), *(len(c(summary["fits"][n])) for c in rows.values())) for n in names
@@ -170,6 +180,41 @@ def worst(fit: dict, labels: dict, figure: str, which: Callable) -> str:
         return "–"
     value, label = entries[int(which([v for v, _ in entries]))]
     return f"{label} {number(float(value), 2)}"
+
+
+def counted(draws: dict) -> str:
+    """How many draws there are, and what they are worth."""
+    chains = f" in {draws['chains']} chain{'s' * (draws['chains'] > 1)}" if draws["chains"] else ""
+    return f"{draws['number']:,} draws{chains}, worth {draws['effective']:,.0f} independent ones"
+
+
+def guide_parts(name: str, guide: dict) -> Iterator[Table | Text]:
+    """The mean and sd of a guide's first coordinates, and which of them go together."""
+    coordinates = guide["coordinates"]
+    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    grid.add_column(f"\n{spoken(name)}, {guide['family']}", style="dim")
+    for title in ("mean", "sd"):
+        grid.add_column(f"\n{title}", justify="right", no_wrap=True)
+    shown = list(zip(coordinates, guide["mean"], guide["sd"], strict=True))[:MOST_COORDINATES]
+    for coordinate, mean, sd in shown:
+        grid.add_row(Text(coordinate), *(significant(v, sd) for v in (mean, sd)))
+    yield grid
+    if len(coordinates) > len(shown):
+        yield Text(f"and {len(coordinates) - len(shown)} more, in summary.json", style="dim")
+    pairs = [
+        f"{' and '.join(pair['between'])} {number(pair['value'], 2)}"
+        for pair in guide["correlations"][:MOST_PAIRS]
+    ]
+    if pairs:
+        more = ", …" * (len(guide["correlations"]) > len(pairs))
+        words = f"correlations beyond 0.5: {', '.join(pairs)}{more}"
+        yield Text(textwrap.fill(words, WIDTH))
+
+
+def significant(value: float, sd: float) -> str:
+    """A number with three digits of the sd that belongs to it."""
+    digits = int(np.clip(2 - np.floor(np.log10(sd)), 0, 9)) if sd > 0 else 3
+    return number(value, digits)
 
 
 def verdict_lines(name: str, fit: dict) -> Iterator[Text]:

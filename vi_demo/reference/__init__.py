@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from arviz_stats.base import array_stats
 
+from vi_demo import draws as drawn
+from vi_demo import starts
 from vi_demo.divergences import integration
 from vi_demo.divergences.estimators import Draws, Estimate, equal_weights, resample
 from vi_demo.errors import InputError
@@ -18,8 +22,11 @@ from vi_demo.target import Target
 
 RUNS = 4
 PARTICLES = 1024
+LEAST_SECONDS = 30.0  # that SMC is given to reach the target, whatever the budget
 WANTED_ERROR = 0.05  # nats of log evidence: more particles are tried above it
 TOLERATED_ERROR = 0.15  # and no trust above this
+MAPPED_BACK = 1e-4  # relative, by which a site's value may differ after a trip to R^d
+LEAST_A_CHAIN = 4  # draws, for an R-hat
 TOLERATED_QUADRATURE = 1e-3  # relative, of the evidence
 
 Report = Callable[[str, float, str], None]
@@ -45,11 +52,16 @@ class Reference:
     evaluations: dict[str, int] = field(default_factory=dict)
 
 
-def build(target: Target, method: str, key: jax.Array, budget: float, report: Report) -> Reference:
-    """The reference of that name; `auto` is quadrature up to two dimensions and SMC above."""
+def build(
+    target: Target, method: str | Path, key: jax.Array, budget: float, report: Report
+) -> Reference:
+    """The reference of that name or file; `auto` is quadrature up to 2 dimensions, SMC above."""
     known(method)
     if target.log_density is None:
         return of_draws(target)
+    if method not in METHODS:
+        report("reference", 0.5, "weighing modes")
+        return with_modes(target, from_file(target, method))
     if method == "auto":
         method = "quadrature" if target.dim <= 2 else "smc"
     if method == "quadrature" and target.dim > 2:
@@ -60,15 +72,114 @@ def build(target: Target, method: str, key: jax.Array, budget: float, report: Re
     return METHODS[method](target, key, budget, report)
 
 
-def known(method: str) -> None:
-    """Raise `InputError` for a name that is not one of a reference."""
-    if method not in METHODS:
-        raise InputError(f"no reference named '{method}'; choose from {', '.join(METHODS)}.")
+def known(method: str | Path) -> None:
+    """Raise `InputError` for what is neither the name of a reference nor a file of draws."""
+    if method not in METHODS and not drawn.is_file(method):
+        raise InputError(
+            f"no reference named '{method}'; choose from {', '.join(METHODS)}, or give a netCDF "
+            "or zarr file of draws that exists."
+        )
 
 
 def of_draws(target: Target) -> Reference:
-    """The draws that are all there is of the target: right by definition, without evidence."""
-    return Reference("draws", True, draws=equal_weights(np.asarray(target.draws)))
+    """The draws that are all there is of the target: right if their chains agree, no evidence."""
+    points = np.asarray(target.draws)
+    chains = target.by_chain
+    reasons = () if chains is None else do_not_mix(chains, target.coordinates)
+    blocks = None if chains is None else np.repeat(np.arange(len(chains)), chains.shape[1])
+    return Reference(
+        method="draws",
+        trusted=not reasons,
+        reasons=reasons,
+        remarks=target.remarks,
+        draws=equal_weights(points, blocks),
+    )
+
+
+def from_file(target: Target, file: str | Path) -> Reference:
+    """Draws of the model's sites by somebody else's MCMC, mapped to R^d: without evidence.
+
+    Raises `InputError` for a site that is missing, of another shape or outside its support.
+    """
+    if target.unconstrain is None:
+        raise InputError(
+            f"{target.name}: a target of draws is its own reference; leave --reference out."
+        )
+    given = drawn.matching(file, target.sites)
+    points = mapped(target, given)
+    chains = points.reshape(given.chains, -1, target.dim)
+    reasons = do_not_mix(chains, target.coordinates)
+    log_p = np.asarray(target.log_densities(points))
+    outside = int((~np.isfinite(log_p)).sum())
+    if outside == len(points):
+        raise InputError(
+            f"{file}: the model's density is zero at all of its draws; give draws of the same "
+            "model and data."
+        )
+    if outside:
+        reasons += (f"the model's density is zero at {outside:,} of its {len(points):,} draws",)
+    blocks = np.repeat(np.arange(len(chains)), chains.shape[1])
+    return Reference(
+        method="draws",
+        trusted=not reasons,
+        reasons=reasons,
+        remarks=(f"{len(points):,} draws from {file}, chains: {given.chains}",),
+        draws=equal_weights(points, blocks),
+        log_p=log_p,
+        evaluations={"log_density": len(points), "gradient": 0},
+    )
+
+
+def with_modes(target: Target, reference: Reference) -> Reference:
+    """A reference with the modes that its draws lie in."""
+    inside = np.isfinite(reference.log_p)
+    draws = equal_weights(reference.draws.points[inside], reference.draws.blocks[inside])
+    factor = local_factor(target, resample(draws, 1024, seed=0))
+    return replace(reference, modes=modes.find(target, draws, factor, seed=0))
+
+
+def mapped(target: Target, given: drawn.Trusted) -> np.ndarray:
+    """Draws of the sites on R^d (S, d), if they come back the same from there."""
+    values = {k: jnp.asarray(v, float) for k, v in given.values.items()}
+    points = target.batched(target.unconstrain)(values)
+    back = target.constrain_all(points)
+    for name, wanted in values.items():
+        axes = tuple(range(1, wanted.ndim))
+        # What is outside comes back as no number, or as another point of the support.
+        off = jnp.abs(back[name] - wanted) > MAPPED_BACK * (1 + jnp.abs(wanted))
+        bad = np.flatnonzero((off | ~jnp.isfinite(back[name])).any(axes))
+        if len(bad):
+            each = len(wanted) // given.chains
+            first = np.asarray(wanted[bad[0]]).ravel()
+            value = f", {first[0]:g}," if first.size == 1 else ""
+            raise InputError(
+                f"{given.name}: '{name}'{value} is outside its support in the model in chain "
+                f"{bad[0] // each}, draw {bad[0] % each}; give draws of the same model, on its "
+                "own scale."
+            )
+    if not np.isfinite(points).all():
+        draw = int(np.argwhere(~np.isfinite(points))[0, 0])
+        raise InputError(
+            f"{given.name}: draw {draw} is at the edge of a site's support, which R^d does not "
+            "reach; drop it."
+        )
+    return np.asarray(points)
+
+
+def do_not_mix(chains: np.ndarray, names: list[str]) -> tuple[str, ...]:
+    """That chains (chain, draw, d) disagree in some coordinate, the worst one named, if so."""
+    if len(chains) == 1:  # its halves
+        half = chains.shape[1] // 2
+        chains = chains[0, : 2 * half].reshape(2, half, -1)
+    if chains.shape[1] < LEAST_A_CHAIN:
+        return ()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rhat = np.atleast_1d(array_stats.rhat(chains, chain_axis=0, draw_axis=1))
+    rhat = np.where(np.isnan(rhat), np.inf, rhat)  # of chains that never move
+    worst = int(rhat.argmax())
+    if rhat[worst] <= agreement.RHAT:
+        return ()
+    return (f"its chains do not agree in {names[worst]}: R-hat {rhat[worst]:.2f}",)
 
 
 def none(target, key, budget, report) -> Reference:
@@ -79,8 +190,8 @@ def none(target, key, budget, report) -> Reference:
 def by_quadrature(target, key, budget, report) -> Reference:
     """Adaptive quadrature around the modes that climbing from dispersed points finds."""
     start_key, wide_key = jax.random.split(key)
-    wide = jax.vmap(target.wide_start().draw)(jax.random.split(wide_key, 192))
-    points = np.concatenate([target.start_points(start_key, 64), wide])
+    wide = jax.vmap(starts.wide(target).draw)(jax.random.split(wide_key, 192))
+    points = np.concatenate([starts.points(target, start_key, 64), wide])
     points = points[np.isfinite(points).all(1) & np.isfinite(target.log_densities(points))]
     factor = local_factor(target, points)
     report("reference", 0.2, "looking for modes")
@@ -113,17 +224,27 @@ def by_smc(target, key, budget, report) -> Reference:
     """Tempered SMC, grown until its evidence is known well enough, then checked by NUTS."""
     began, particles = time.perf_counter(), PARTICLES
     smc_key, nuts_key = jax.random.split(key)
+    wanted = smc.seconds(target, PARTICLES * RUNS)
+    if wanted > 3 * max(budget, LEAST_SECONDS):
+        why = f"with so many rows SMC would take about {wanted:,.0f} seconds (see --budget)"
+        return by_nuts_instead(target, nuts_key, budget, report, why)
     while True:
         round_began = time.perf_counter()
         tempered = smc.temper(
             *(target, jax.random.fold_in(smc_key, particles), particles, RUNS),
             report=lambda share, text: report("reference", 0.7 * share, text),
+            seconds=max(budget, LEAST_SECONDS),
         )
+        if not tempered.finished:
+            break
         evidence = smc.pooled_evidence(tempered)
         now = time.perf_counter()
         if not evidence.mcse > WANTED_ERROR or now - began + 2 * (now - round_began) > budget:
             break
         particles *= 2
+    if not tempered.finished:
+        stopped = f"SMC had not reached the target after {tempered.temperatures} temperatures"
+        return by_nuts_instead(target, nuts_key, budget, report, stopped)
     report("reference", 0.75, "chains of NUTS to check it by")
     chains = nuts.sample(target, nuts_key)
     report("reference", 0.9, "weighing modes")
@@ -133,8 +254,6 @@ def by_smc(target, key, budget, report) -> Reference:
         target, draws, factor, seed=0, others=chains.points[:, ::50].reshape(-1, target.dim)
     )
     reasons = []
-    if not tempered.finished:
-        reasons.append(f"SMC did not reach the target in {tempered.temperatures} temperatures")
     if not evidence.mcse <= TOLERATED_ERROR:
         reasons.append(f"its log evidence is uncertain by ±{evidence.mcse:.2g} nats")
     agreed = agreement.compare(target, draws, chains, found)
@@ -149,13 +268,23 @@ def by_smc(target, key, budget, report) -> Reference:
         remarks=tuple(agreed.unchecked) if target.prior is not None else (),
         draws=draws,
         log_p=np.asarray(target.log_densities(draws.points)),
-        log_evidence=evidence if tempered.finished else None,
+        log_evidence=evidence,
         modes=found,
         evaluations={
             "log_density": tempered.evaluations["log_density"],
             "gradient": tempered.evaluations["gradient"] + chains.gradients,
         },
     )
+
+
+def by_nuts_instead(target, key, budget, report, why: str) -> Reference:
+    """What is left where SMC is out of reach: NUTS if there is time for it, never trusted."""
+    wanted = nuts.seconds(target)
+    if wanted > 2 * budget:
+        reasons = (why, f"NUTS would take about {wanted:,.0f} seconds (see --budget)")
+        return Reference("none", False, reasons)
+    found = by_nuts(target, key, budget, report)
+    return replace(found, trusted=False, reasons=(why, *found.reasons))
 
 
 def by_nuts(target, key, budget, report) -> Reference:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from numpyro.infer import MCMC, NUTS
 
+from vi_demo import starts
 from vi_demo.target import Target
 
 CHAINS = 4
 WARMUP = 500
 DRAWS = 1000
 ACCEPTANCE = 0.95
+MOST_DENSE = 200  # dimensions up to which the mass matrix is dense
+LEAPFROGS = 32  # a transition, a guess
+GRADIENTS = 5  # that are timed
 
 
 class Chains(NamedTuple):
@@ -28,10 +34,11 @@ class Chains(NamedTuple):
 def sample(target: Target, key: Array) -> Chains:
     """Run NumPyro's NUTS, all chains side by side."""
     start_key, run_key = jax.random.split(key)
+    frame, begin = dispersed(target, start_key)
     kernel = NUTS(
-        potential_fn=lambda z: -target.log_density(z),
+        potential_fn=lambda u: -target.log_density(frame.out(u)),
         target_accept_prob=ACCEPTANCE,
-        dense_mass=True,
+        dense_mass=target.dim <= MOST_DENSE,
     )
     chains = MCMC(
         kernel,
@@ -41,12 +48,41 @@ def sample(target: Target, key: Array) -> Chains:
         chain_method="vectorized",
         progress_bar=False,
     )
-    starts = target.start_points(start_key, CHAINS)
-    chains.run(run_key, init_params=starts, extra_fields=("diverging", "num_steps"))
+    chains.run(run_key, init_params=begin, extra_fields=("diverging", "num_steps"))
     fields = chains.get_extra_fields(group_by_chain=True)
     steps = int(fields["num_steps"].sum())
     return Chains(
-        points=np.asarray(chains.get_samples(group_by_chain=True)),
+        points=np.asarray(jax.vmap(jax.vmap(frame.out))(chains.get_samples(group_by_chain=True))),
         divergent=int(fields["diverging"].sum()),
         gradients=steps * (WARMUP + DRAWS) // DRAWS,  # warm-up's are not recorded: about as many
     )
+
+
+def seconds(target: Target) -> float:
+    """About how long `sample` will run, from how long a few gradients take."""
+    frame, begin = dispersed(target, jax.random.key(0))
+    slopes = jax.jit(jax.vmap(jax.grad(lambda u: target.log_density(frame.out(u)))))
+    slopes(begin).block_until_ready()
+    began = time.perf_counter()
+    for _ in range(GRADIENTS):
+        slopes(begin).block_until_ready()
+    return (time.perf_counter() - began) / GRADIENTS * LEAPFROGS * (WARMUP + DRAWS)
+
+
+def dispersed(target: Target, key: Array) -> tuple[starts.Frame, Array]:
+    """The scale that chains step on, and where they begin on it (chain, d).
+
+    Where there were climbs, the scale is the best one's and chains begin at draws around their
+    ends; else they begin at dispersed points, on the scale of R^d itself.
+    """
+    found = starts.climbs(target)
+    if found is None:
+        nothing = starts.Frame(jnp.zeros(target.dim), jnp.ones(target.dim))
+        return nothing, starts.points(target, key, CHAINS)
+    frame = jax.tree.map(lambda x: x[jnp.argmax(found.elbos)], found.frames(whole=True))
+    noise = jax.random.normal(key, (CHAINS, target.dim))
+    chosen = jnp.arange(CHAINS) % len(found.elbos)
+    around = jax.vmap(lambda f, u: f.out(u))(
+        jax.tree.map(lambda x: x[chosen], found.frames(whole=True)), noise
+    )
+    return frame, jnp.linalg.solve(frame.factor, (around - frame.shift).T).T

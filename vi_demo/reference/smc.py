@@ -10,6 +10,7 @@ doi:10.1111/j.1467-9868.2006.00553.x.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from blackjax.smc.resampling import systematic
 from blackjax.smc.solver import dichotomy
 from jax import Array
 
+from vi_demo import starts
 from vi_demo.divergences.estimators import Draws, Estimate, expectation
 from vi_demo.target import Start, Target, finite_or_minus_inf
 
@@ -33,6 +35,8 @@ MAX_LEAPFROGS = 16
 TRAJECTORY = 1.6  # in posterior sds, a quarter turn: as many leapfrog steps as that takes
 ACCEPTANCE = 0.8
 MAX_TEMPERATURES = 500
+SINGULAR = 1e-12  # eigenvalues below, as a share, are rounding
+LEAST_LOOKS = 200  # at the density, by each particle: gradients count twice
 STUCK = 10  # temperatures in a row without any rise
 
 
@@ -72,14 +76,23 @@ def temper(
     particles: int,
     runs: int,
     report: Callable[[float, str], None] = lambda share, text: None,
+    seconds: float = np.inf,
 ) -> Tempered:
-    """Bring `runs` independent populations of `particles` from the wide start to the target."""
+    """Bring `runs` independent populations of `particles` from the wide start to the target.
+
+    After so many `seconds` it stops short of it.
+    """
+    began = time.perf_counter()
     begin, raise_temperature = programs(target)
     init_key, key = jax.random.split(key)
     populations = begin(jax.random.split(init_key, runs), jnp.zeros(particles))
     temperatures = settled = stuck = 0
-    lowest = 0.0
+    lowest, done = 0.0, False
     while settled < SETTLING and stuck < STUCK and temperatures < MAX_TEMPERATURES:
+        if temperatures == 1:
+            began = time.perf_counter()  # compiling does not count
+        if time.perf_counter() - began > seconds and not done:
+            break
         settled += (done := bool((populations.beta >= 1).all()))
         key, step_key = jax.random.split(key)
         populations = raise_temperature(jax.random.split(step_key, runs), populations)
@@ -102,10 +115,15 @@ def temper(
     )
 
 
+def seconds(target: Target, particles: int) -> float:
+    """About how long `temper` will run at the least, for so many particles in all."""
+    return target.seconds_each * particles * LEAST_LOOKS
+
+
 def programs(target: Target) -> tuple[Callable, Callable]:
     """The two compiled programs of a target: draw the first particles; raise β and move them."""
     if "smc" not in target.programs:
-        start = target.wide_start()
+        start = starts.wide(target)
         target.programs["smc"] = (
             jax.jit(jax.vmap(partial(begin, target, start), in_axes=(0, None))),
             jax.jit(jax.vmap(partial(raise_temperature, target, start))),
@@ -133,7 +151,7 @@ def log_densities(target: Target, start: Start, points: Array) -> tuple[Array, A
             target.log_density(z)
         )
 
-    return jax.vmap(both)(points)
+    return jax.lax.map(both, points, batch_size=target.batch)
 
 
 def raise_temperature(target: Target, start: Start, key: Array, old: Population) -> Population:
@@ -167,7 +185,8 @@ def move(target: Target, start: Start, key: Array, old: Population) -> Populatio
         return finite_or_minus_inf(tempered)
 
     kernel = hmc.build_kernel()
-    states = jax.vmap(lambda z: hmc.init(z, log_density))(old.points)
+    each = partial(jax.lax.map, batch_size=target.batch)
+    states = each(lambda z: hmc.init(z, log_density), old.points)
     mass = local_covariance(old.points, states.logdensity_grad)
 
     def one_move(carry, key):
@@ -176,10 +195,11 @@ def move(target: Target, start: Start, key: Array, old: Population) -> Populatio
         sizes = jnp.exp(log_step) * jax.random.uniform(jitter_key, (n,), minval=0.6, maxval=1.2)
         leapfrogs = jnp.clip(jnp.round(TRAJECTORY / jnp.exp(log_step)), 1, MAX_LEAPFROGS)
 
-        def step(key, state, size):
+        def step(of_one):
+            key, state, size = of_one
             return kernel(key, state, log_density, size, mass, leapfrogs.astype(int))
 
-        states, info = jax.vmap(step)(jax.random.split(key, n), states, sizes)
+        states, info = each(step, (jax.random.split(key, n), states, sizes))
         acceptance = jnp.nan_to_num(info.acceptance_rate).mean()
         log_step = jnp.minimum(log_step + (acceptance - ACCEPTANCE), 0.5)
         return (states, log_step), (acceptance, leapfrogs.astype(int))
@@ -210,17 +230,20 @@ def local_covariance(points: Array, gradients: Array) -> Array:
     gradients = jnp.where(finite, gradients, 0.0)
     covariance = shrunk(jnp.atleast_2d(jnp.cov(points, rowvar=False)), n)
     fisher = shrunk(gradients.T @ gradients / n, n)
-    values, vectors = jnp.linalg.eigh(covariance)
-    root = vectors @ (jnp.sqrt(values)[:, None] * vectors.T)
-    values, vectors = jnp.linalg.eigh(root @ fisher @ root)
-    return root @ (vectors @ (vectors.T / jnp.sqrt(values)[:, None])) @ root
+    # In units of the particles' sds, lest rounding swamp sites of a small scale.
+    sd = jnp.sqrt(jnp.diagonal(covariance))
+    values, vectors = jnp.linalg.eigh(covariance / sd / sd[:, None])
+    root = vectors @ (jnp.sqrt(jnp.maximum(values, SINGULAR))[:, None] * vectors.T)
+    values, vectors = jnp.linalg.eigh(root @ (sd[:, None] * fisher * sd) @ root)
+    values = jnp.maximum(values, SINGULAR * values.max())
+    return sd[:, None] * (root @ (vectors @ (vectors.T / jnp.sqrt(values)[:, None])) @ root) * sd
 
 
 def shrunk(matrix: Array, n: int) -> Array:
     """A covariance (d, d) estimated from n points, its correlations shrunk where n is small."""
     kept = n / (n + 2 * len(matrix))
     diagonal = jnp.diagonal(matrix)
-    floor = 1e-10 * diagonal.max() + jnp.finfo(matrix.dtype).tiny
+    floor = 1e-10 * diagonal + jnp.finfo(matrix.dtype).tiny ** 0.5
     return kept * matrix + jnp.diag((1 - kept) * diagonal + floor)
 
 

@@ -1,0 +1,642 @@
+"""A NumPyro model as functions of one point of R^d, found by running it once.
+
+The program touches NumPyro's handlers here and nowhere else. What in a model stops it is told
+here too: an `InputError` names the site and the remedy.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from copy import copy
+from functools import cached_property, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from jax import Array
+from numpyro import handlers
+from numpyro.distributions import constraints
+from numpyro.distributions.transforms import biject_to
+from numpyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from numpyro.infer.initialization import init_to_sample, init_to_uniform
+from numpyro.infer.util import (
+    compute_log_probs,
+    constrain_fn,
+    potential_energy,
+    unconstrain_fn,
+)
+from numpyro.primitives import Messenger
+
+from vi_demo.errors import InputError, place_of, text_of
+
+CHUNK = 8192  # rows of a subsampled plate that are looked at together
+FLAT_LOOKS = 3  # points at which a gradient of exactly zero means that nothing depends on it
+
+# Where ArviZ was imported first, NumPyro was loaded through ArviZ's lazy stand-in, which leaves
+# submodules of numpyro.distributions unbound; numpyro.factor looks one up and fails (NumPyro
+# 0.22, ArviZ 1.3). Bind them, so that the order of a user's imports does not matter.
+for _name, _module in list(sys.modules.items()):
+    if _name.startswith("numpyro.distributions."):
+        setattr(numpyro.distributions, _name.rpartition(".")[2], _module)
+
+
+class Rows(Messenger):
+    """A handler under which subsampled plates look at these rows instead of drawing some."""
+
+    def __init__(self, fn: Callable, rows: Mapping[str, Array]):
+        self.rows = rows
+        super().__init__(fn)
+
+    def process_message(self, msg):
+        """Give a plate its rows; NumPyro scales what is inside by size / number of rows."""
+        if msg["type"] == "plate" and msg["name"] in self.rows:
+            msg["value"] = self.rows[msg["name"]]
+            msg["args"] = (msg["args"][0], len(msg["value"]))
+
+
+class Unseen(Messenger):
+    """A handler under which these sites do not count: what is left of the density is the prior."""
+
+    def __init__(self, fn: Callable, sites):
+        self.sites = sites
+        super().__init__(fn)
+
+    def process_message(self, msg):
+        """Mask what was observed, factors too, but not NumPyro's own factors for Jacobians."""
+        if msg["type"] == "sample" and msg["name"] in self.sites:
+            msg["fn"] = msg["fn"].mask(False)
+
+
+class Model:
+    """A NumPyro model with its data; everything a target has, as functions of z in R^d.
+
+    `latent` are its continuous latent sites in the order the model visits them, `discrete` those
+    that are summed out by enumeration, `subsampled` the plates that take only some of their rows
+    with (rows, rows taken), `parameters` the unconstrained values of its numpyro.param sites,
+    which every density takes as its second argument.
+    """
+
+    def __init__(self, model: Callable, data: Mapping, name: str, key: Array):
+        _refuse_misfit(model, data, name)
+        self.name, self.key = name, key
+        self.held: dict = {}  # parameters that were learned
+        self.data = dict(data)
+        self._model = model
+        self.subsampled: dict[str, tuple[int, int]] = {}
+        trace = _trace(self.called, key, name)
+        self.subsampled = {
+            k: site["args"][:2]
+            for k, site in trace.items()
+            if site["type"] == "plate" and (site["args"][1] or site["args"][0]) < site["args"][0]
+        }
+        if self.subsampled:  # rows are looked up by indices that JAX traces
+            self.data = _on_device(self.data)
+            trace = _trace(self.all_rows, key, name)
+        samples = {k: site for k, site in trace.items() if site["type"] == "sample"}
+        hidden = {k: site for k, site in samples.items() if not site["is_observed"]}
+        self.trace = trace
+        self.discrete = {k: s for k, s in hidden.items() if s["fn"].support.is_discrete}
+        self.latent = {k: s for k, s in hidden.items() if k not in self.discrete}
+        self.given = {k: s for k, s in samples.items() if s["is_observed"]}
+        _refuse_unusable(self)
+        self.parameters = {
+            k: _transform(site).inv(site["value"])
+            for k, site in trace.items()
+            if site["type"] == "param"
+        }
+        self.shapes = {
+            k: jnp.shape(biject_to(site["fn"].support).inv(site["value"]))
+            for k, site in self.latent.items()
+        }
+        self.dim = sum(int(np.prod(s, dtype=int)) for s in self.shapes.values())
+        self._refuse_untraceable()
+        self.idle = self._idle()
+        self.parameters = self._that_matter(self.parameters)
+
+    def holding(self, parameters: Mapping) -> Model:
+        """The same model with its parameters held at these unconstrained values."""
+        held = copy(self)
+        held.parameters, held.held = {}, {**self.held, **parameters}
+        return held
+
+    def called(self) -> None:
+        """The model run on its data, as the user wrote it."""
+        return self._model(**self.data)
+
+    def all_rows(self) -> None:
+        """The model run on all rows of every plate."""
+        return Rows(self.called, {k: jnp.arange(n) for k, (n, _) in self.subsampled.items()})()
+
+    def on_all_rows(self) -> Callable:
+        """The model to run on all rows, its parameters and its random key given."""
+        return self._with(self.all_rows, None, seeded=True)
+
+    def some_rows(self, rows: Mapping[str, Array]) -> Callable:
+        """The model to run on these rows of some plates and on all of the others."""
+        every = {k: jnp.arange(n) for k, (n, _) in self.subsampled.items() if k not in rows}
+        return Rows(self.called, {**every, **rows})
+
+    def unravel(self, z: Array) -> dict[str, Array]:
+        """One point (d,) cut into its sites, unconstrained."""
+        return unravel(z, self.shapes)
+
+    def constrain(self, z: Array, parameters: Mapping | None = None) -> dict[str, Array]:
+        """The latent and the deterministic sites at z, on the model's own scale."""
+        model = self._with(self.all_rows, parameters, seeded=True)
+        # Where discrete sites are summed out, what is computed from them is drawn with them.
+        values = constrain_fn(
+            model, (), {}, self.unravel(z), return_deterministic=not self.discrete
+        )
+        return {k: values[k] for k in self.trace if k in values and _is_array(values[k])}
+
+    def unconstrain(self, values: Mapping) -> Array:
+        """The point of R^d at which the latent sites have these values."""
+        z = unconstrain_fn(self.on_all_rows(), (), {}, dict(values))
+        return jnp.concatenate([jnp.ravel(z[k]) for k in self.latent])
+
+    def log_density(self, z: Array, parameters: Mapping | None = None) -> Array:
+        """Log p(z, data) in nats; a long subsampled plate is walked through in chunks."""
+        plate = self.chunked
+        if plate is None:
+            return self._log_density(z, parameters, {})
+        size = self.subsampled[plate][0]
+        number, left = divmod(size, CHUNK)
+
+        @jax.checkpoint
+        def part(rows):
+            # Each part holds the prior too; weighed by their shares of the rows they add up
+            # to the prior once and every row once.
+            return len(rows) / size * self._log_density(z, parameters, {plate: rows})
+
+        rows = jnp.arange(number * CHUNK).reshape(number, CHUNK)
+        total, _ = jax.lax.scan(lambda t, r: (t + part(r), None), jnp.zeros_like(z[0]), rows)
+        return total + part(jnp.arange(number * CHUNK, size)) if left else total
+
+    def estimate(
+        self, z: Array, key: Array, parameters: Mapping | None = None, number: int | None = None
+    ) -> Array:
+        """An unbiased estimate of `log_density` from as many rows as plates take, or `number`."""
+        keys = jax.random.split(key, len(self.subsampled))
+        # With replacement: a permutation of millions would cost more than looking at the rows.
+        rows = {
+            k: jax.random.randint(plate_key, (min(number or taken, size),), 0, size)
+            for plate_key, (k, (size, taken)) in zip(keys, self.subsampled.items(), strict=True)
+        }
+        return self._log_density(z, parameters, rows)
+
+    def log_prior(self, z: Array) -> Array:
+        """The log density of the prior at z, normalised where that is proper, in nats."""
+        return self._log_density(z, None, {}, partial(Unseen, sites=self.given))
+
+    def _log_density(self, z, parameters, rows, seen=lambda model: model):
+        model = self._with(seen(self.some_rows(rows)), parameters, seeded=True)
+        if self.discrete:
+            from numpyro.contrib.funsor import config_enumerate, enum
+
+            model = enum(config_enumerate(model), self._first_free_dim)
+        sites = self._at_rows(self.unravel(z), rows)
+        energy = potential_energy(model, (), {}, sites, enum=bool(self.discrete))
+        return self._idle_density(z) - energy
+
+    def _at_rows(self, sites, rows):
+        """The sites with those inside a plate cut down to the rows that are looked at."""
+        for k, site in self.latent.items() if rows else ():
+            for frame in site["cond_indep_stack"]:
+                if frame.name in rows:
+                    axis = len(site["fn"].batch_shape) + frame.dim
+                    sites[k] = jnp.take(sites[k], rows[frame.name], axis)
+        return sites
+
+    def _idle_density(self, z):
+        if not self.idle.any():
+            return 0.0
+        return jnp.sum(jnp.where(self.idle, dist.Normal().log_prob(z), 0.0))
+
+    def _with(self, model, parameters, seeded):
+        """The model at these values of its parameters, else at those of the first run."""
+        values = {k: s["value"] for k, s in self.trace.items() if s["type"] == "param"}
+        for k, v in {**self.held, **(parameters or {})}.items():
+            values[k] = _transform(self.trace[k])(v)
+        model = handlers.substitute(model, data=values) if values else model
+        return handlers.seed(model, self.key) if seeded else model
+
+    @cached_property
+    def chunked(self) -> str | None:
+        """The plate whose rows are looked at in chunks: the longest, if no latent is inside."""
+        inside = {frame.name for s in self.latent.values() for frame in s["cond_indep_stack"]}
+        long = {k: n for k, (n, _) in self.subsampled.items() if n > CHUNK and k not in inside}
+        return max(long, key=long.get) if long and not self.discrete else None
+
+    @property
+    def _first_free_dim(self) -> int:
+        dims = [f.dim for s in self.trace.values() for f in s.get("cond_indep_stack", ())]
+        return min([0, *(d for d in dims if d is not None)]) - 1
+
+    def log_probs(self, z: Array, whole: bool = True) -> dict[str, Array]:
+        """The log density of every site at z, summed or entry by entry, discrete ones drawn."""
+        values = {k: v for k, v in self.constrain(z).items() if k in self.latent}
+        model = self.on_all_rows()
+        return compute_log_probs(model, (), {}, values, whole)[0]
+
+    @cached_property
+    def observed(self) -> dict[str, np.ndarray]:
+        """What was observed, a factor aside."""
+        return {
+            k: np.asarray(site["value"])
+            for k, site in self.given.items()
+            if not isinstance(_innermost(site["fn"]), dist.Unit)
+        }
+
+    @property
+    def rows(self) -> int:
+        """How many numbers were observed."""
+        return max([1, *map(np.size, self.observed.values())])
+
+    def log_likelihood(self, z: Array) -> dict[str, Array]:
+        """The log likelihood of each entry of each observed site at z."""
+        terms = self.log_probs(z, whole=False)
+        return {k: terms[k] for k in self.observed}
+
+    def about(self) -> dict[str, dict]:
+        """Of each site what people want to know: its kind, shape, prior, support, argument."""
+        found = {}
+        for k, site in {**self.latent, **self.discrete}.items():
+            kind = "latent" if k in self.latent else "discrete, summed out"
+            found[k] = {"kind": kind, "support": _words(site["fn"].support)}
+        for k, value in self.observed.items():
+            same = (a for a, v in self.data.items() if _same(v, value))
+            found[k] = {"kind": "observed", "argument": next(same, None)}
+        for k, entry in found.items():
+            entry["shape"] = jnp.shape(self.trace[k]["value"])
+            prior = type(_innermost(self.trace[k]["fn"])).__name__
+            entry["prior"] = prior.removesuffix("Probs").removesuffix("Logits")
+        return {k: found[k] for k in self.trace if k in found}
+
+    @property
+    def drawable(self) -> bool:
+        """Whether NumPyro can draw the discrete sites again, as it cannot inside its own scan."""
+        return not any(site.get("_control_flow_done") for site in self.trace.values())
+
+    def draw_discrete(self, z: Array, key: Array) -> dict[str, Array]:
+        """One draw of the discrete latents given the others at z and the data."""
+        from numpyro.contrib.funsor import config_enumerate, infer_discrete
+
+        values = {k: v for k, v in self.constrain(z).items() if k in self.latent}
+        model = handlers.substitute(self.on_all_rows(), data=values)
+        model = infer_discrete(config_enumerate(model), self._first_free_dim, rng_key=key)
+        trace = handlers.trace(handlers.seed(model, key)).get_trace()
+        computed = {k: s["value"] for k, s in trace.items() if s["type"] == "deterministic"}
+        return {k: trace[k]["value"] for k in self.discrete} | computed
+
+    def draw_prior(self, key: Array) -> Array:
+        """One draw of the prior, on R^d."""
+        run = handlers.seed(self._with(self.all_rows, None, seeded=False), key)
+        trace = handlers.trace(run).get_trace()
+        values = {k: biject_to(trace[k]["fn"].support).inv(trace[k]["value"]) for k in self.latent}
+        return jnp.concatenate([jnp.ravel(values[k]) for k in self.latent])
+
+    def inputs(self, z: Array, name: str) -> str:
+        """The distribution at a site when the others are at z, with the values it is given."""
+        values = {k: v for k, v in self.constrain(z).items() if k in self.latent}
+        model = handlers.substitute(self.on_all_rows(), data=values)
+        site = handlers.trace(model).get_trace()[name]
+        fn = _innermost(site["fn"])
+        if isinstance(fn, dist.Unit):
+            return f"a factor of {brief(fn.log_factor)}"
+        given = {k: getattr(fn, k, None) for k in fn.arg_constraints}
+        words = [f"{k}={brief(v)}" for k, v in given.items() if v is not None]
+        return f"{type(fn).__name__}({', '.join(words)}) at {brief(site['value'])}"
+
+    @cached_property
+    def proper(self) -> bool:
+        """Whether the prior is proper and can be drawn from, as far as can be told."""
+        sites = self.latent.values()
+        if any(site["scale"] is not None or not _has_density(site["fn"]) for site in sites):
+            return False
+        try:
+            jax.eval_shape(self.draw_prior, self.key)
+        except NotImplementedError:
+            return False
+        return True
+
+    def _refuse_untraceable(self):
+        """A density that JAX cannot trace: data in the way are moved to the device, once."""
+        for last in (False, True):
+            try:
+                self.idle = np.zeros(self.dim, bool)
+                return jax.eval_shape(self.log_density, jnp.zeros(self.dim))
+            except InputError:
+                raise
+            except jax.errors.TracerArrayConversionError as error:
+                if last:
+                    raise self._untraceable(error) from error
+                self.data = _on_device(self.data)
+            except jax.errors.ConcretizationTypeError as error:
+                raise self._untraceable(error) from error
+            except Exception as error:
+                raise InputError(f"{self.name}: the model stopped with {where(error)}") from error
+
+    def _untraceable(self, error):
+        return InputError(
+            f"{self.name}: the model cannot be traced by JAX, {where(error)}; what depends on "
+            "the value of a site needs jnp.where or lax.cond in place of if."
+        )
+
+    def _idle(self) -> np.ndarray:
+        """The coordinates (d,) that nothing depends on: what obs_mask leaves of its latents.
+
+        They are given N(0, 1) each, which changes no other. Any other site that nothing depends
+        on is refused, as its posterior cannot be normalised.
+        """
+        if all(_has_density(site["fn"]) for site in self.latent.values()):
+            return np.zeros(self.dim, bool)
+        points = 0.3 * jax.random.normal(self.key, (FLAT_LOOKS, self.dim))
+        slopes = jax.jit(jax.vmap(jax.grad(self.log_density)))(points)
+        flat = np.asarray((slopes == 0).all(0))
+        for k, part in unravel(flat, self.shapes).items():
+            imputed = k.endswith("_unobserved") and k.removesuffix("_unobserved") in self.trace
+            if part.any() and not imputed:
+                raise InputError(
+                    f"{self.name}: nothing depends on site '{k}', so its density is flat and "
+                    "cannot be normalised; give it a proper prior, or leave it out."
+                )
+        return flat
+
+    def _that_matter(self, parameters):
+        """The parameters that the density depends on: those of a random network's template not."""
+        if not parameters:
+            return {}
+        point = 0.3 * jax.random.normal(self.key, (self.dim,))
+        slopes = jax.jit(jax.grad(self.log_density, 1))(point, parameters)
+        moved = {
+            k: any((leaf != 0).any() for leaf in jax.tree.leaves(v)) for k, v in slopes.items()
+        }
+        return {k: v for k, v in parameters.items() if moved[k]}
+
+
+def _has_density(fn: dist.Distribution) -> bool:
+    """Whether a distribution is neither improper nor masked."""
+    while hasattr(fn, "base_dist") and not isinstance(fn, dist.MaskedDistribution):
+        fn = fn.base_dist
+    return not isinstance(fn, dist.ImproperUniform | dist.MaskedDistribution)
+
+
+def _innermost(fn: dist.Distribution) -> dist.Distribution:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return fn
+
+
+def _words(support) -> str:
+    """A constraint as people say it: `positive`, `interval(0, 1)`."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    words = repr(support).partition("(")[0].partition(" object at ")[0]
+    words = words.rpartition(".")[2].strip("<>_")
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", words).lower().replace("_", " ")
+
+
+def _same(argument, value) -> bool:
+    """Whether an argument of the model is what was observed."""
+    same_shape = hasattr(argument, "shape") and jnp.shape(argument) == np.shape(value)
+    return same_shape and np.array_equal(np.asarray(argument), value)
+
+
+def _is_array(value) -> bool:
+    """Whether a site's value can be stored: numbers, not random keys or objects."""
+    return hasattr(value, "dtype") and not jnp.issubdtype(value.dtype, jax.dtypes.extended)
+
+
+def _transform(site):
+    """From R to where a numpyro.param site may lie."""
+    return biject_to(site["kwargs"].get("constraint", constraints.real))
+
+
+def _on_device(data: Mapping) -> dict:
+    """NumPy arrays as JAX arrays, which indices that JAX traces can pick from."""
+    return {k: jnp.asarray(v) if isinstance(v, np.ndarray) else v for k, v in data.items()}
+
+
+def _trace(model, key, name):
+    """One run of the model, latent sites drawn from their priors where those can be drawn from."""
+    stopped = None
+    # A draw of a very vague prior may overflow, which says nothing against the model.
+    for begin in (init_to_sample, init_to_uniform):
+        drawn = handlers.substitute(handlers.seed(model, key), substitute_fn=begin)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what matters of them is said below, once
+                return handlers.trace(drawn).get_trace()
+        except InputError:
+            raise
+        except Exception as error:
+            stopped = stopped or error
+    raise InputError(f"{name}: the model stopped with {where(stopped)}") from stopped
+
+
+def _refuse_misfit(model, data, name):
+    """Data that the model cannot be called with, before NumPyro's handlers hide whose fault."""
+    try:
+        inspect.signature(model).bind(**data)
+    except TypeError as error:
+        raise InputError(f"{name}: {error}; data are the keyword arguments of model.") from error
+    except ValueError:
+        pass  # some callables do not say what they take
+
+
+def _refuse_unusable(model: Model) -> None:
+    name = model.name
+    if not model.latent:
+        raise InputError(
+            f"{name}: the model has no continuous latent site, so there is no posterior to fit; "
+            "give at least one numpyro.sample without obs."
+        )
+    for k, site in model.trace.items():
+        if site["type"] == "mutable":
+            raise InputError(
+                f"{name}: '{k}' changes with every run of the model (numpyro.contrib.module's "
+                "mutable state, batch norm say), so there is no one density; leave it out."
+            )
+    for k, site in model.latent.items():
+        if isinstance(site["value"], jax.core.Tracer):
+            raise InputError(
+                f"{name}: site '{k}' is drawn inside a loop or function that JAX compiles, where "
+                "NumPyro cannot see it; use numpyro.contrib.control_flow.scan in place of "
+                "jax.lax.scan, and no jax.jit inside the model."
+            )
+        if isinstance(_innermost(site["fn"]), dist.Delta):
+            raise InputError(
+                f"{name}: site '{k}' is a Delta, which has no density; "
+                "use numpyro.deterministic for what is computed."
+            )
+        if 0 in jnp.shape(site["value"]):
+            raise InputError(
+                f"{name}: site '{k}' has shape {jnp.shape(site['value'])}, so it holds nothing; "
+                "are the data empty?"
+            )
+    for k, site in model.discrete.items():
+        values = (
+            site["fn"].enumerate_support(expand=False) if site["fn"].has_enumerate_support else ()
+        )
+        if len(values) and np.min(values) != 0:
+            raise InputError(
+                f"{name}: the values of discrete site '{k}' begin at {np.min(values)}, and "
+                "NumPyro sums from 0 up; draw it from 0 up, and add the rest where it is used."
+            )
+        if not site["fn"].has_enumerate_support:
+            raise InputError(
+                f"{name}: site '{k}' is a discrete latent with endlessly many values "
+                f"({type(_innermost(site['fn'])).__name__}), which cannot be summed out; "
+                "sum it out of the model by hand, or cut it off."
+            )
+    if model.discrete:
+        _refuse_loose_batches(model)
+
+
+def _refuse_loose_batches(model: Model) -> None:
+    """Enumeration takes dimensions left of all plates: what is batched must be in a plate."""
+    for k, site in model.trace.items():
+        if site["type"] != "sample":
+            continue
+        shape = jnp.shape(site["fn"].log_prob(site["value"]))
+        plates = {f.dim for f in site["cond_indep_stack"]}
+        loose = [-i for i, n in enumerate(reversed(shape), 1) if n > 1 and -i not in plates]
+        if loose and not site.get("_control_flow_done"):
+            raise InputError(
+                f"{model.name}: site '{k}' has a batch of shape {shape} outside of a plate, and "
+                f"'{next(iter(model.discrete))}' is to be summed out; put it in a numpyro.plate, "
+                "or add .to_event()."
+            )
+
+
+def entry_names(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """A name for each entry of named arrays: `theta[3]` for the fourth of theta."""
+    return [
+        f"{k}[{', '.join(map(str, index))}]" if shape else k
+        for k, shape in shapes.items()
+        for index in np.ndindex(shape)
+    ]
+
+
+def brief(values) -> str:
+    """A few numbers in a few characters: the first that is not finite, or from least to most."""
+    values = np.ravel(np.asarray(values, dtype=float))
+    bad = values[~np.isfinite(values)]
+    if len(bad) or not len(values):
+        return f"{bad[0]:g}" if len(bad) else "nothing"
+    low, high = values.min(), values.max()
+    return f"{low:.4g}" if low == high else f"{low:.4g}…{high:.4g}"
+
+
+class Guide:
+    """A guide that the user wrote, as functions on R^d: draws with their log density.
+
+    Its parameters, and those of the model, are unconstrained and by name.
+    """
+
+    def __init__(self, model: Model, guide: Callable):
+        _refuse_misfit(guide, model.data, f"{model.name}: guide")
+        self.model, self._guide = model, guide
+        trace = _trace(self.called, model.key, f"{model.name}: guide")
+        self.trace = trace
+        own = {k: s for k, s in trace.items() if s["type"] == "param"}
+        self.parameters = {k: _transform(s).inv(s["value"]) for k, s in own.items()}
+        _refuse_mismatch(self)
+
+    def called(self):
+        """The guide run on the model's data, on all rows of every plate."""
+        rows = {k: jnp.arange(n) for k, (n, _) in self.model.subsampled.items()}
+        return Rows(lambda: self._guide(**self.model.data), rows)()
+
+    def draw(self, parameters: Mapping, key: Array) -> tuple[Array, Array]:
+        """A draw on R^d and its log density in nats."""
+        guide = handlers.seed(self._with(parameters), key)
+        trace = handlers.trace(guide).get_trace()
+        values = {k: trace[k]["value"] for k in self.model.latent}
+        z = unconstrain_fn(self.model.on_all_rows(), (), {}, values)
+        z = jnp.concatenate([jnp.ravel(z[k]) for k in self.model.latent])
+        return z, self.log_prob(parameters, z)
+
+    def log_prob(self, parameters: Mapping, z: Array) -> Array:
+        """The log density at a point of R^d in nats."""
+        sites = self.model.unravel(z)
+        values = self.model.constrain(z)
+        values = {k: values[k] for k in self.model.latent}
+        guide = handlers.seed(self._with(parameters), self.model.key)
+        terms = compute_log_probs(guide, (), {}, values)[0]
+        run = handlers.substitute(self.model.on_all_rows(), data=values)
+        supports = {
+            k: s["fn"].support for k, s in handlers.trace(run).get_trace().items() if k in values
+        }
+        jacobians = (
+            biject_to(supports[k]).log_abs_det_jacobian(sites[k], values[k]).sum() for k in values
+        )
+        return sum(terms.values()) + sum(jacobians)
+
+    def elbo(self, particles: int):
+        """NumPyro's estimator: with closed forms of KL where no latent depends on another."""
+        from numpyro.infer.inspect import get_dependencies
+
+        parents = get_dependencies(self.model.on_all_rows())["prior_dependencies"]
+        apart = all(set(parents.get(k, ())) <= {k} for k in self.model.latent)
+        return (TraceMeanField_ELBO if apart else Trace_ELBO)(num_particles=particles)
+
+    def pair(self) -> tuple[Callable, Callable]:
+        """Model and guide as NumPyro's SVI takes them, plates subsampled as they were written."""
+        return self.model.called, lambda: self._guide(**self.model.data)
+
+    def _with(self, parameters):
+        values = {
+            k: _transform(self.trace[k])(v) for k, v in parameters.items() if k in self.trace
+        }
+        return handlers.substitute(self.called, data=values)
+
+
+def _refuse_mismatch(guide: Guide) -> None:
+    name, model = guide.model.name, guide.model
+    drawn = {k: s for k, s in guide.trace.items() if s["type"] == "sample"}
+    for k, site in drawn.items():
+        if isinstance(_innermost(site["fn"]), dist.Delta):
+            raise InputError(
+                f"{name}: guide: site '{k}' is a Delta, which has no density to compare with; "
+                "use a distribution that has one, or --guide diagonal or full_rank."
+            )
+        if k not in model.latent:
+            raise InputError(
+                f"{name}: guide: site '{k}' is not a latent site of the model "
+                f"({', '.join(model.latent)}); rename it, or leave it out."
+            )
+        if jnp.shape(site["value"]) != jnp.shape(model.latent[k]["value"]):
+            raise InputError(
+                f"{name}: guide: site '{k}' has shape {jnp.shape(site['value'])} and "
+                f"{jnp.shape(model.latent[k]['value'])} in the model; give it the same."
+            )
+    missing = [k for k in model.latent if k not in drawn]
+    if missing:
+        raise InputError(
+            f"{name}: guide: it draws no {', '.join(map(repr, missing))}, which the model has; "
+            "add a numpyro.sample for it."
+        )
+    if model.discrete:
+        raise InputError(
+            f"{name}: guide: '{next(iter(model.discrete))}' is summed out of the model, which a "
+            "guide of your own cannot do; use --guide full_rank."
+        )
+
+
+def unravel(z: Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
+    """One point (d,) cut into named arrays, in the order of `shapes`."""
+    sizes = [int(np.prod(shape, dtype=int)) for shape in shapes.values()]
+    parts = jnp.split(z, np.cumsum(sizes)[:-1])
+    return {k: part.reshape(s) for (k, s), part in zip(shapes.items(), parts, strict=True)}
+
+
+def where(error: Exception) -> str:
+    """An exception of the user's code in one line: what, where in their code, and its words."""
+    return f"{type(error).__name__}{place_of(error)}: {text_of(error)}"

@@ -1,0 +1,378 @@
+"""Where to begin: dispersed points, and the curvature where climbs from them lead.
+
+A climb is damped Newton on the log density. It is the same on any linear scale, so data in raw
+units and sites whose scales differ by orders of magnitude cost it nothing. At each point on
+the way there is a Gaussian, centred there with the inverse curvature as its covariance; the one
+of greatest ELBO is kept (as in Pathfinder, Zhang et al. 2022, JMLR 23(306)), since the summit of
+a hierarchy's density may be a spike without any mass. Fits begin at these Gaussians and step
+on their scale; tempering begins half from them, wide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax import Array
+
+from vi_demo.errors import InputError
+from vi_demo.guides import Family, full_rank
+from vi_demo.model import CHUNK
+from vi_demo.target import Start, Target, finite_or_minus_inf
+
+CLIMBS = 8
+MOST_CURVATURE = 400  # dimensions up to which the whole curvature is looked at
+STEPS = 80
+LEAST_CURVATURE = 1e-6  # relative to the coordinates' own
+PATIENCE = 12  # steps without a greater ELBO after which a climb ends
+DRAWS = 64  # for the ELBO of each point on the way
+DAMPING = 10.0 ** jnp.arange(-2, 9)  # tried at each step, times the last that was best
+STRETCHES = 4.0 ** jnp.arange(1, 6)  # of Newton's step: down from exp(600) it takes 600 of them
+RADII = (2.0, 0.2, 0.02, 0.0)  # uniform starts: NumPyro's own first, nearer where that fails
+HOPELESS = 1e4  # times lower a log density than elsewhere
+CENTRING = 30  # looks at all rows at most, to find where their slope is zero
+SETTLED = 0.02  # sds from there
+NARROW = 0.1
+WIDE = 4.0
+INFLATED = 3.0
+TAILS = 5.0  # degrees of freedom
+
+
+class Frame(NamedTuple):
+    """A local scale: z = shift + factor u, factor (d, d), or (d,) for one scale a coordinate."""
+
+    shift: Array
+    factor: Array
+
+    def out(self, u: Array) -> Array:
+        """The point z of a point u."""
+        return self.shift + (self.factor * u if self.factor.ndim == 1 else self.factor @ u)
+
+    def inverse(self) -> Frame:
+        """The scale that leads back: u = F⁻¹ (z − shift)."""
+        if self.factor.ndim == 1:
+            return Frame(-self.shift / self.factor, 1 / self.factor)
+        back = jnp.linalg.inv(self.factor)
+        return Frame(-back @ self.shift, back)
+
+    def log_volume(self) -> Array:
+        """Log |det factor|."""
+        if self.factor.ndim == 1:
+            return jnp.log(jnp.abs(self.factor)).sum()
+        return jnp.linalg.slogdet(self.factor)[1]
+
+
+def points(target: Target, key: Array, number: int, candidates: int = 16) -> Array:
+    """Dispersed points (number, d) to begin from, each the likeliest of a few candidates.
+
+    Candidates come half from the prior, where there is one, and half uniformly from
+    (-2, 2)^d, NumPyro's own habit, or from nearer to 0 where the density is next to nothing at
+    all of these; taking the likeliest of each handful keeps starts apart while sparing a fit the
+    far tails. Raises `InputError` where nothing is finite.
+    """
+    near = from_some_rows(target)
+
+    def likeliest(key, radius):
+        uniform_key, prior_key = jax.random.split(key)
+        shape = (candidates, target.dim)
+        tried = radius * jax.random.uniform(uniform_key, shape, minval=-1.0, maxval=1.0)
+        if target.prior is not None:
+            keys = jax.random.split(prior_key, candidates // 2)
+            tried = tried.at[::2].set(jax.vmap(target.prior.draw)(keys))
+        log_p = finite_or_minus_inf(jax.lax.map(near.log_density, tried, batch_size=target.batch))
+        log_p = jnp.where(jnp.isfinite(tried).all(-1), log_p, -jnp.inf)
+        best = jnp.argmax(log_p)
+        smooth = jnp.isfinite(jax.grad(near.log_density)(tried[best])).all()
+        return tried[best], jnp.where(smooth, log_p[best], -jnp.inf)
+
+    def one(key):
+        tried, log_p = jax.lax.map(lambda radius: likeliest(key, radius), jnp.array(RADII))
+        # The widest whose density is of a size with the others': exp(800) observations are not.
+        sane = log_p >= -HOPELESS * (jnp.abs(log_p.max()) + 1)
+        chosen = jnp.argmax(sane & jnp.isfinite(log_p))
+        return tried[chosen], log_p[chosen]
+
+    if ("points", candidates) not in target.programs:
+        target.programs["points", candidates] = jax.jit(lambda keys: jax.lax.map(one, keys))
+    found, log_p = target.programs["points", candidates](jax.random.split(key, number))
+    if jnp.isfinite(log_p).any():
+        # A start without density gives way to the likeliest.
+        return jnp.where(jnp.isfinite(log_p)[:, None], found, found[jnp.argmax(log_p)])
+    at = target.not_finite_at(found)
+    tried = number * candidates * len(RADII)
+    raise InputError(
+        f"{target.name}: the log density or its gradient is finite at none of {tried:,} "
+        f"starting points{f', not at site {at}' if at else ''}; check its priors, its data and "
+        "its transformations."
+    )
+
+
+class Climbs(NamedTuple):
+    """A Gaussian for each climb: centre (n, d), a square root of its covariance (n, d, d), the
+    sds (n, d) that the curvature along each coordinate alone would give, and its ELBO (n,).
+    """
+
+    centres: Array
+    factors: Array
+    scales: Array
+    elbos: Array
+
+    def frames(self, whole: bool) -> Frame:
+        """Their local scales, a leading axis of climbs: the whole covariance, or each sd alone."""
+        return Frame(self.centres, self.factors if whole else self.scales)
+
+
+def climbs(target: Target) -> Climbs | None:
+    """Where climbs from dispersed points lead; None in too many dimensions for a curvature.
+
+    They belong to the target as its density does: the same whoever asks.
+    """
+    if target.dim > MOST_CURVATURE or target.log_density is None or target.parameters:
+        return None
+    if "climbs" not in target.programs:
+        near = from_some_rows(target)
+        begin = points(target, jax.random.key(0), CLIMBS)
+        found = jax.jit(lambda zs: jax.lax.map(climber(near), zs))(begin)
+        finite = np.flatnonzero(np.isfinite(found.elbos))
+        found = jax.tree.map(lambda x: x[finite], found) if len(finite) else None
+        target.programs["climbs"] = (
+            found if near is target or not found else centred(target, found)
+        )
+    return target.programs["climbs"]
+
+
+def from_some_rows(target: Target) -> Target:
+    """The target as some of its rows show it, where it has so many that they are chunked."""
+    if not target.chunked:
+        return target
+
+    def log_density(z):
+        return target.estimate(z, jax.random.key(0), None, CHUNK)
+
+    return replace(target, log_density=log_density, programs={})
+
+
+def centred(target: Target, found: Climbs) -> Climbs:
+    """The best climb on some of the rows, brought to where the slope on all of them is zero."""
+    best = jax.tree.map(lambda x: x[jnp.argmax(found.elbos)], found)
+    value_and_grad = jax.jit(jax.value_and_grad(target.log_density))
+    z, size = best.centres, 1.0
+    height, slope = value_and_grad(z)
+    for _ in range(CENTRING):
+        whitened = best.factors.T @ slope
+        if jnp.linalg.norm(whitened) < SETTLED:
+            break
+        tried = z + size * best.factors @ whitened
+        new_height, new_slope = value_and_grad(tried)
+        if new_height > height:
+            z, height, slope = tried, new_height, new_slope
+        else:
+            size /= 2
+    return jax.tree.map(lambda x: x[None], best._replace(centres=z))
+
+
+class Climb(NamedTuple):
+    """A climb on its way: where it stands, its damping, the best Gaussian so far, its patience."""
+
+    z: Array
+    height: Array
+    slope: Array
+    damping: Array
+    best: Climbs
+    stale: Array
+    step: Array
+
+
+def climber(target: Target):
+    """The climb from one point (d,): a function z -> the Gaussian of greatest ELBO on the way."""
+    value_and_grad = jax.value_and_grad(target.log_density)
+    curvature = curvature_of(target)
+    half = jax.random.normal(jax.random.key(1), (DRAWS // 2, target.dim))
+    noise = jnp.concatenate([half, -half])
+
+    def gaussian(z, scale, values, vectors):
+        factor = scale[:, None] * vectors / jnp.sqrt(values)
+        draws = z + noise @ factor.T
+        log_p = jax.lax.map(target.log_density, draws, batch_size=target.batch)
+        entropy = jnp.log(scale).sum() - 0.5 * jnp.log(values).sum()
+        entropy += 0.5 * target.dim * (1 + jnp.log(2 * jnp.pi))
+        elbo = finite_or_minus_inf(log_p).mean() + entropy
+        return Climbs(z, factor, scale, jnp.where(jnp.isnan(elbo), -jnp.inf, elbo))
+
+    def advance(at):
+        scale, values, vectors = curvature(at.z)
+        here = gaussian(at.z, scale, values, vectors)
+        better = here.elbos > at.best.elbos
+        along = vectors.T @ (scale * at.slope)
+        dampings = jnp.append(at.damping * DAMPING, 0.0)  # the last is Newton's own step
+        steps = jax.vmap(lambda m: scale * (vectors @ (along / (values + m))))(dampings)
+        tried = at.z + jnp.concatenate([steps, STRETCHES[:, None] * steps[-1]])
+        heights, slopes = jax.lax.map(value_and_grad, tried, batch_size=target.batch)
+        usable = jnp.isfinite(heights) & jnp.isfinite(slopes).all(-1)
+        heights = jnp.where(usable, heights, -jnp.inf)
+        i = jnp.argmax(heights)
+        rises = heights[i] > at.height
+        pick = lambda a, b: jnp.where(rises, a, b)  # noqa: E731
+        return Climb(
+            pick(tried[i], at.z),
+            pick(heights[i], at.height),
+            pick(slopes[i], at.slope),
+            jnp.clip(pick(jnp.append(dampings, 0 * STRETCHES)[i], 1e3 * at.damping), 1e-6, 1e8),
+            jax.tree.map(lambda a, b: jnp.where(better, a, b), here, at.best),
+            jnp.where(better | jnp.isneginf(at.best.elbos), 0, at.stale + 1),
+            at.step + 1,
+        )
+
+    def climb(z):
+        height, slope = value_and_grad(z)
+        nothing = Climbs(z, jnp.eye(target.dim), jnp.ones_like(z), jnp.array(-jnp.inf))
+        zero = jnp.zeros((), int)
+        begin = Climb(z, height, jnp.nan_to_num(slope), jnp.ones(()), nothing, zero, zero)
+        going = lambda at: (at.step < STEPS) & (at.stale < PATIENCE)  # noqa: E731
+        return jax.lax.while_loop(going, advance, begin).best
+
+    return climb
+
+
+def curvature_of(target: Target):
+    """The curvature at a point: scales (d,), and eigenvalues and vectors of −∇²log p on them.
+
+    Scales are 1 / √|∂²| and eigenvalues are made positive, so that a climb leaves saddles too.
+    """
+
+    def along(z, basis):
+        return jax.jvp(jax.grad(target.log_density), (z,), (basis,))[1]
+
+    def along_by_reverse(z, basis):
+        return jax.grad(lambda x: jax.grad(target.log_density)(x) @ basis)(z)
+
+    def curvature(z, along=along):
+        rows = jax.lax.map(lambda e: along(z, e), jnp.eye(target.dim), batch_size=target.batch)
+        hessian = -jnp.where(jnp.isfinite(rows), rows, 0.0)
+        size = jnp.abs(jnp.diagonal(hessian))
+        scale = jnp.where(size > 0, 1 / jnp.sqrt(jnp.where(size > 0, size, 1.0)), 1.0)
+        scaled = scale[:, None] * hessian * scale
+        values, vectors = jnp.linalg.eigh((scaled + scaled.T) / 2)
+        return scale, jnp.maximum(jnp.abs(values), LEAST_CURVATURE), vectors
+
+    try:
+        jax.eval_shape(curvature, jnp.zeros(target.dim))
+    except TypeError:  # a derivative of its own without a forward mode, an ODE solver's say
+        return partial(curvature, along=along_by_reverse)
+    return curvature
+
+
+def frame(target: Target, whole: bool) -> Frame:
+    """The scale of the best climb, or R^d's own where there was none."""
+    found = climbs(target)
+    if found is None:
+        return Frame(jnp.zeros(target.dim), jnp.ones(target.dim))
+    return jax.tree.map(lambda x: x[jnp.argmax(found.elbos)], found.frames(whole))
+
+
+def seen_from(target: Target, frame: Frame) -> Target:
+    """The same target in u, where z = shift + factor u."""
+    volume = frame.log_volume()
+
+    def estimate(u, key, parameters=None):
+        return target.estimate(frame.out(u), key, parameters) + volume
+
+    return replace(
+        target,
+        log_density=lambda u: target.log_density(frame.out(u)) + volume,
+        estimate=target.estimate and estimate,
+        joint=lambda u, parameters: target.joint(frame.out(u), parameters) + volume,
+        unravel=lambda u: target.unravel(frame.out(u)),
+        constrain=lambda u: target.constrain(frame.out(u)),
+        site_log_probs=lambda u: target.site_log_probs(frame.out(u)),
+        prior=None,
+        programs={},
+    )
+
+
+def guides(target: Target, family: Family, frame: Frame, key: Array, number: int) -> dict:
+    """Parameters of at most `number` guides to start from in u, z = shift + factor u, stacked.
+
+    They are the Gaussians that climbs ended at, each place once but two starts at least. A family
+    of several components has one at some climb's end each. Where there was no climb, they are
+    narrow ones at dispersed points.
+    """
+    found = climbs(target)
+    if found is None:
+        return jax.vmap(lambda z: family.init(z, NARROW))(points(target, key, number))
+    found, back = apart(found), frame.inverse()
+    places = len(found.elbos)
+    if family.components == 1:
+        order = np.arange(np.clip(places, 2, number)) % places
+    else:
+        shape = (number, family.components)
+        order = np.array(jax.random.randint(key, shape, 0, places))
+        order[:, 0] = np.arange(number) % places
+    each = jax.tree.map(lambda x: x[order], found.frames(family.turns))
+    noise = jax.random.normal(key, each.shift.shape) * (family.components > 1)
+    begin = jax.jit(jax.vmap(partial(start_at, family, back)))
+    return begin(each, noise)
+
+
+def start_at(family: Family, back: Frame, at: Frame, noise: Array) -> dict:
+    """The member of the family that is this Gaussian, or whose components are these."""
+    unit = family.init(jnp.zeros(back.shift.shape), 1.0)
+    if family.components == 1:
+        return family.moved(family.moved(unit, *at), *back)
+    one = full_rank()
+    begin = jax.vmap(lambda f, u: one.moved(one.moved(one.init(u, 1.0), *f), *back))
+    return unit | begin(at, noise)
+
+
+def wide(target: Target, scale: float = WIDE) -> Start:
+    """Where tempering starts: half from the prior, half around the climbs' ends.
+
+    In place of a prior that is improper there is N(0, scale² I). Around each end there is a
+    Student-t of the local covariance, inflated. The one half does for most models, but not for
+    those in raw units, whose posterior may be far away and a billionth as wide; the other for
+    most, but not for funnels, nor for modes that no climb led to.
+    """
+    normal = dist.Normal(jnp.zeros(target.dim), scale).to_event(1)
+    broad = target.prior or Start(normal.sample, normal.log_prob)
+    found = climbs(target)
+    if found is None:
+        return broad
+    around = around_climbs(apart(found))
+
+    def draw(key):
+        which, key = jax.random.split(key)
+        first = jax.random.bernoulli(which)
+        return jnp.where(first, broad.draw(key), around.draw(key))
+
+    def log_density(z):
+        both = jnp.logaddexp(finite_or_minus_inf(broad.log_density(z)), around.log_density(z))
+        return both - jnp.log(2.0)
+
+    return Start(draw, log_density)
+
+
+def around_climbs(found: Climbs) -> Start:
+    """An even mixture of inflated Student-t around the ends of climbs."""
+    factors = jnp.linalg.cholesky(found.factors @ jnp.swapaxes(found.factors, -1, -2))
+    each = dist.MultivariateStudentT(TAILS, found.centres, INFLATED * factors)
+    number = len(found.elbos)
+    mixture = dist.MixtureSameFamily(dist.Categorical(probs=jnp.full(number, 1 / number)), each)
+    return Start(mixture.sample, mixture.log_prob)
+
+
+def apart(found: Climbs) -> Climbs:
+    """The climbs that did not lead to where a better one did."""
+    kept: list[int] = []
+    for i in np.argsort(-np.asarray(found.elbos)):
+        inside = [
+            np.linalg.norm(np.linalg.solve(found.factors[j], found.centres[i] - found.centres[j]))
+            for j in kept
+        ]
+        if min(inside, default=np.inf) > 1.0:
+            kept.append(int(i))
+    return jax.tree.map(lambda x: x[np.array(kept)], found)
