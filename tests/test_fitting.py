@@ -18,7 +18,7 @@ from vi_demo.divergences.generators import (
     total_variation,
 )
 from vi_demo.errors import InputError
-from vi_demo.fitting import objectives
+from vi_demo.fitting import objectives, svi
 from vi_demo.fitting.path import follow
 
 KEY = jax.random.key(0)
@@ -358,3 +358,24 @@ def test_steps_that_are_not_finite_are_counted_and_named():
     assert "were not finite and were skipped" in note
     assert "'log_density'" in note
     assert int(note.split()[0].replace(",", "")) > 0
+
+
+def test_a_guide_of_the_users_own_is_fitted_and_measured():
+    """It holds the conjugate posterior: mean 4/5, sd 1/√5."""
+
+    def model(y):
+        mean = numpyro.sample("mean", dist.Normal(0, 1))
+        numpyro.sample("y", dist.Normal(mean, 1).expand([4]).to_event(1), obs=y)
+
+    def guide(y):
+        scale = numpyro.param("scale", 1.0, constraint=dist.constraints.positive)
+        numpyro.sample("mean", dist.Normal(numpyro.param("at", 0.0), scale))
+
+    target = Target.from_numpyro(model, {"y": np.array([1.0, 2.0, 0.0, 1.0])})
+    fit, _ = svi.fit_own(target, target.own_guide(guide), KEY)
+    assert fit.status == "converged"
+    assert float(fit.params["at"]) == pytest.approx(0.8, abs=0.03)
+    assert float(jnp.exp(fit.params["scale"])) == pytest.approx(5**-0.5, rel=0.05)
+    point = jnp.array([[0.3]])
+    expected = stats.norm(fit.params["at"], np.exp(fit.params["scale"])).logpdf(0.3)
+    assert float(fit.guide.log_prob(point)[0]) == pytest.approx(expected)

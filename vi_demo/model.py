@@ -131,7 +131,7 @@ class Model:
 
     def all_rows(self) -> None:
         """The model run on all rows of every plate."""
-        return Rows(self.called, {k: jnp.arange(n) for k, (n, _) in self.subsampled.items()})()
+        return self.some_rows({})()
 
     def on_all_rows(self) -> Callable:
         """The model to run on all rows, its parameters and its random key given."""
@@ -394,7 +394,7 @@ def _innermost(fn: dist.Distribution) -> dist.Distribution:
 
 
 def _words(support) -> str:
-    """A constraint as people say it: `positive`, `interval(0, 1)`."""
+    """A constraint as people say it: `positive`, `real vector`."""
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     words = repr(support).partition("(")[0].partition(" object at ")[0]
@@ -481,19 +481,17 @@ def _refuse_unusable(model: Model) -> None:
                 "are the data empty?"
             )
     for k, site in model.discrete.items():
-        values = (
-            site["fn"].enumerate_support(expand=False) if site["fn"].has_enumerate_support else ()
-        )
-        if len(values) and np.min(values) != 0:
-            raise InputError(
-                f"{name}: the values of discrete site '{k}' begin at {np.min(values)}, and "
-                "NumPyro sums from 0 up; draw it from 0 up, and add the rest where it is used."
-            )
         if not site["fn"].has_enumerate_support:
             raise InputError(
                 f"{name}: site '{k}' is a discrete latent with endlessly many values "
                 f"({type(_innermost(site['fn'])).__name__}), which cannot be summed out; "
                 "sum it out of the model by hand, or cut it off."
+            )
+        first = np.min(site["fn"].enumerate_support(expand=False))
+        if first != 0:
+            raise InputError(
+                f"{name}: the values of discrete site '{k}' begin at {first}, and NumPyro sums "
+                "from 0 up; draw it from 0 up, and add the rest where it is used."
             )
     if model.discrete:
         _refuse_loose_batches(model)
@@ -559,8 +557,7 @@ class Guide:
         guide = handlers.seed(self._with(parameters), key)
         trace = handlers.trace(guide).get_trace()
         values = {k: trace[k]["value"] for k in self.model.latent}
-        z = unconstrain_fn(self.model.on_all_rows(), (), {}, values)
-        z = jnp.concatenate([jnp.ravel(z[k]) for k in self.model.latent])
+        z = self.model.unconstrain(values)
         return z, self.log_prob(parameters, z)
 
     def log_prob(self, parameters: Mapping, z: Array) -> Array:

@@ -90,8 +90,8 @@ class FamilyGuide(AutoContinuous):
 class Problem(NamedTuple):
     """What NumPyro's `SVI` is to do, and how to judge where it got to.
 
-    `begin(key)` gives the parameters of every start, on a leading axis, and what the program
-    `values(params, key)` needs not: it gives log p − log q, in nats, at draws of the guide.
+    `begin(key)` gives the parameters of every start, on a leading axis; `values(params, key)`
+    gives log p − log q, in nats, at draws of the guide.
     `sites` names the numpyro.param site of each parameter. `doubt(params)` says at which site the
     density is not finite at draws of the guide.
     """
@@ -255,7 +255,6 @@ def fitter(problem: Problem) -> Fitter:
         return svi_state._replace(optim_state=optim_state)
 
     def begin(key, params, base_key):
-        # SVI takes the values of the user's parameters where they are meant to lie.
         svi_state = svi.init(key)
         zero = jnp.zeros((), int)
         values = problem.values(params, base_key)
