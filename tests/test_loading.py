@@ -555,22 +555,8 @@ OWN_DATA = [
     ("x", "def data(): return 1, 2", [r"returns 2 values, .*model\(x\) takes 1", r"as many"]),
     ("x, /, *, y", "def data(): return 1, 2", [r"2 values, .*model\(x, y\) takes 1"]),
     ("x, /", "def data(): return ()", [r"data\(\) lacks 'x', which model\(x\) needs"]),
-    ("*x", "def data(): return 1, [1, np.nan]", [r"data\(\): x\[1\]\[1\] is nan"]),
     ("x", "def data(): yield 1", [r"returns generator, not a dict"]),
     ("**kw", "def data(): return {1: 2}", [r"gives 1, .* not an argument"]),
-    (
-        "x",
-        "def data(): return {'x': [1, float('nan')]}",
-        [r"own\.py: data\(\): x\[1\] is nan; drop"],
-    ),
-    ("x", "def data(): return {'x': float('inf')}", [r"x is inf; drop or impute", "mask it"]),
-    ("x", "def data(): return {'x': [[1, 2], [3, 1e999]]}", [r"x\[1, 1\] is inf;"]),
-    (
-        "x",
-        "def data(): return {'x': np.full((3, 2), np.nan)}",
-        [r"x\[0, 0\] is nan \(and 5 more\)"],
-    ),
-    ("x", "def data(): return {'x': np.float64('nan')}", [r"x is nan;"]),
     ("x", "def data(): return {'x': [1.0, 'a']}", [r"x\[1\] is 'a', not a number", r"recode"]),
     ("x", "def data(): return {'x': np.array(['a\\nb'])}", [r"x\[0\] is 'a\\nb', not a number"]),
     (
@@ -609,3 +595,26 @@ def test_a_data_file_replaces_data_entirely():
     write("own.py", "def data(): raise ValueError\ndef model(x): pass")
     write("d.json", json.dumps({"x": 2}))
     assert load("own.py", "d.json").data == {"x": 2}
+
+
+ASKS = """
+def model(x, y=None, z=None, w=None):
+    if y is not None:
+        x = x * y
+    log_z = None if z is None else np.log(z)
+    sample("x", x, obs=x)
+    sample("z", x, obs=log_z)
+"""
+
+
+def test_an_argument_that_the_model_does_without(tmp_path, monkeypatch):
+    """Not one that it observes, under another name too, nor one that it never asks about."""
+    monkeypatch.chdir(tmp_path)
+    for given, lacks in (("x=1, z=2, w=3", None), ("x=1, y=2, w=3", "z"), ("x=1, z=2", "w")):
+        body = f"import numpy as np{ASKS}def data(): return dict({given})"
+        Path("own.py").write_text(body.replace("obs=x", "obs=1"))
+        if lacks is None:
+            assert set(load("own.py").data) == {"x", "z", "w"}
+        else:
+            with pytest.raises(ValueError, match=f"lacks '{lacks}', which .* a latent site"):
+                load("own.py")

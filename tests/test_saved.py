@@ -544,3 +544,46 @@ def test_files_that_are_no_run_of_ours(saved, file, tmp_path):
     later.attrs |= {"schema": 1, "summary": "not JSON"}
     later.to_netcdf(tmp_path / "posterior.nc", engine="h5netcdf")
     one_line(r"summary is damaged", vi_demo.draw, tmp_path, "reverse_kl", 5)
+
+
+@jax.tree_util.register_pytree_node_class
+class Shift:
+    """A network of one number, which is called as those of flax and Equinox are."""
+
+    def __init__(self, by):
+        self.by = by
+
+    def __call__(self, x):
+        return x + self.by
+
+    def tree_flatten(self):
+        """Its one parameter."""
+        return (self.by,), None
+
+    @classmethod
+    def tree_unflatten(cls, _, leaves):
+        """Back from its parameter."""
+        return cls(*leaves)
+
+
+def shifted(n, y=None):
+    mu = numpyro.sample("mu", dist.Normal(0, 1))
+    move = numpyro.param("move", lambda key: Shift(jnp.zeros((), "float32")))
+    numpyro.sample("y", dist.Normal(move(mu), 1).expand([n]), obs=y)
+
+
+def test_parameters_are_saved_and_predicted_with(tmp_path):
+    """The likeliest shift is the mean of y; what is left of mu given it is N(0, 1 / (n + 1))."""
+    data = {"n": 8, "y": np.linspace(4.0, 6.0, 8)}
+    settings = {"fits": "reverse_kl", "guide": "diagonal", "reference": "none"}
+    run = vi_demo.run(shifted, data, **settings, draws=1000)
+    vi_demo.save(run, tmp_path)
+    run = vi_demo.load(tmp_path)
+    (name,) = run["parameters"].data_vars
+    assert float(run["parameters"][name]) == pytest.approx(5.0, abs=0.02)
+    mu = run["reverse_kl/posterior"]["mu"].values
+    assert (mu.mean(), mu.std()) == pytest.approx((0.0, 1 / 3), abs=0.04)
+    predicted = vi_demo.predict(run, "reverse_kl", shifted, {"n": 8})["posterior_predictive"]["y"]
+    assert float(predicted.mean()) == pytest.approx(5.0, abs=0.06)
+    assert float(predicted.std()) == pytest.approx(np.hypot(1, 1 / 3), rel=0.05)
+    one_line(r"learned a parameter 'move", vi_demo.predict, run, "reverse_kl", other)

@@ -9,12 +9,13 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from numpyro.contrib.control_flow import scan
 from numpyro.distributions import constraints
 from scipy import stats
 from xarray import DataTree
 
 from vi_demo import Target, check, starts
-from vi_demo.errors import InputError
+from vi_demo.errors import InputError, MixedPrecision
 
 KEY = jax.random.key(0)
 
@@ -367,7 +368,7 @@ def test_what_is_told_of_a_model():
         numpyro.sample("k", dist.Bernoulli(0.5))
         numpyro.sample("y", dist.Normal(0, a).expand([2]).to_event(1), obs=y)
 
-    said = check.lines(Target.from_numpyro(model, {"y": np.ones(2)}, name="told"))
+    said = check(model, {"y": np.ones(2)}, name="told").splitlines()
     assert said[:4] == [
         "told: 1 dimension",
         "  a: latent, positive, prior HalfNormal",
@@ -382,7 +383,7 @@ def test_a_direction_without_an_end_is_told():
         a, b = numpyro.sample("a", free), numpyro.sample("b", free)
         numpyro.factor("f", -((a + b) ** 2))
 
-    said = check.lines(Target.from_numpyro(model))
+    said = check(model).splitlines()
     assert any("may be too: the density does not fall along a with b" in line for line in said)
 
 
@@ -401,3 +402,109 @@ def test_sites_that_are_not_finite_are_named():
 def test_draws_without_spread_are_refused(draws):
     with pytest.raises(InputError, match="leave some direction without any spread; give more"):
         Target.from_draws(draws)
+
+
+def test_missing_values_that_the_model_sees_to(capsys):
+    """Two values imputed: the density is that of four normals and of a line through them."""
+
+    def model(x, y=None):
+        guess = numpyro.sample("guess", dist.Normal(0, 1).expand([2]).to_event(1))
+        x = jnp.where(jnp.isnan(x), jnp.zeros(4).at[jnp.array([1, 3])].set(guess), x)
+        numpyro.sample("x", dist.Normal(0, 1), obs=x)
+        numpyro.sample("y", dist.Normal(x, 1), obs=y)
+
+    data = {"x": np.array([0.5, np.nan, -1.0, np.nan]), "y": np.arange(4.0)}
+    target = Target.from_numpyro(model, data)
+    x = np.array([0.5, 0.2, -1.0, -0.3])
+    exact = stats.norm.logpdf(x).sum() + stats.norm.logpdf(data["y"] - x).sum()
+    exact += stats.norm.logpdf([0.2, -0.3]).sum()
+    assert float(target.log_density(jnp.array([0.2, -0.3]))) == pytest.approx(exact)
+    assert target.remarks == ("model: x[1] is nan (and 1 more): the model must see to it",)
+
+
+@pytest.mark.filterwarnings("ignore:Out-of-support")
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (
+            np.array([1.0, np.nan, np.nan]),
+            r"y\[1\] is nan \(and 1 more\); drop or impute that row",
+        ),
+        (np.full((3, 2), np.nan), r"y\[0, 0\] is nan \(and 5 more\)"),
+        (jnp.array([[1.0, 2.0], [3.0, jnp.inf]]), r"y\[1, 1\] is inf; .* mask it in the model"),
+        (float("nan"), r"y is nan;"),
+    ],
+)
+def test_missing_values_that_it_does_not(value, words):
+    def model(y):
+        numpyro.sample("y", dist.Normal(numpyro.sample("mu", dist.Normal(0, 1)), 1), obs=y)
+
+    with pytest.raises(InputError, match=f"^model: {words}"):
+        Target.from_numpyro(model, {"y": value})
+
+
+def test_data_that_are_one_batch_of_a_longer_plate():
+    """Each of the batch's rows counts for size / subsample_size of the plate's."""
+
+    def model(y):
+        mu = numpyro.sample("mu", dist.Normal(0, 1))
+        with numpyro.plate("rows", 30, subsample_size=10):
+            numpyro.sample("y", dist.Normal(mu, 1), obs=y)
+
+    y = np.linspace(-1, 2, 10)
+    target = Target.from_numpyro(model, {"y": y})
+    exact = stats.norm.logpdf(0.3) + 3 * stats.norm.logpdf(y - 0.3).sum()
+    assert float(target.log_density(jnp.array([0.3]))) == pytest.approx(exact)
+    assert "taken for one batch, each row counted 3 times" in target.remarks[0]
+    assert target.estimate is None
+
+
+def test_a_plate_that_the_model_cannot_fill():
+    def model(y):
+        mu = numpyro.sample("mu", dist.Normal(0, 1))
+        with numpyro.plate("rows", 30, subsample_size=10) as rows:
+            numpyro.sample("y", dist.Normal(mu + jnp.zeros(10), 1), obs=y[rows])
+
+    words = r"plate 'rows' takes 10 of 30 rows, and given all .* with subsample_size=30\.$"
+    with pytest.raises(InputError, match=words):
+        Target.from_numpyro(model, {"y": np.linspace(0, 1, 30)})
+
+
+def test_the_padding_of_a_sequence_leaves_no_flat_direction():
+    def model(steps, y):
+        seen = jnp.arange(3) < steps
+        z = numpyro.sample("z", dist.Normal(0, jnp.ones(3)).mask(False).to_event(1))
+        numpyro.sample("again", dist.Normal(0, 1).expand([3]).mask(seen).to_event(1), obs=z)
+        numpyro.sample("y", dist.Normal(z, 1).mask(seen).to_event(1), obs=y)
+
+    target = Target.from_numpyro(model, {"steps": 2, "y": np.array([1.0, 2.0, 0.0])})
+    z = np.array([0.3, -0.2, 0.7])
+    exact = stats.norm.logpdf(z).sum() + stats.norm.logpdf([0.7, 2.2]).sum()
+    assert float(target.log_density(jnp.asarray(z))) == pytest.approx(exact)
+
+
+def test_mixed_precision_is_told_apart():
+    def model(y):
+        mu = numpyro.sample("mu", dist.Normal(0, 1))
+        steps, _ = scan(lambda c, _: (c + jnp.ones((), "i8"), None), jnp.zeros((), "i4"), y)
+        numpyro.sample("y", dist.Normal(mu, 1), obs=y + steps)
+
+    with pytest.raises(MixedPrecision, match=r"mixes 32-bit numbers .* at test_target\.py:\d+; "):
+        Target.from_numpyro(model, {"y": np.zeros(3)})
+
+
+def test_no_climb_ends_where_only_rounding_is_left():
+    """Up a funnel of Beta(m κ, (1 − m) κ) the density rises until its terms cancel to noise."""
+
+    def model(hits):
+        m = numpyro.sample("m", dist.Uniform(0, 1))
+        kappa = numpyro.sample("kappa", dist.Pareto(1, 1.5))
+        with numpyro.plate("players", 6):
+            phi = numpyro.sample("phi", dist.Beta(m * kappa, (1 - m) * kappa))
+            numpyro.sample("hits", dist.Binomial(45, probs=phi), obs=hits)
+
+    target = Target.from_numpyro(model, {"hits": np.array([18, 17, 16, 15, 14, 14])})
+    far = jnp.full(target.dim, -30.0).at[1].set(449.0)
+    assert float(target.log_density(far)) > 1e100
+    found = starts.climbs(target)
+    assert (found.elbos < 0).all() and (found.centres[:, 1] < 20).all()

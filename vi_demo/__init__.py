@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "errors": ["InputError"],
         "results": ["load", "save", "summary"],
+        "preflight": ["check"],
         "reuse": ["draw", "predict"],
         "study": ["run"],
         "target": ["Target"],

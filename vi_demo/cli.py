@@ -17,7 +17,7 @@ import click
 
 from vi_demo import draws as drawn
 from vi_demo.divergences import described
-from vi_demo.errors import InputError
+from vi_demo.errors import InputError, MixedPrecision
 
 FITS = ("reverse_kl", "forward_kl")  # unless others are asked for
 GUIDES = ("diagonal", "full_rank", "mixture:K", "own")
@@ -196,7 +196,8 @@ def run(model, data, fits, out, as_json, quiet, strict, debug, **settings) -> in
         prepare_jax()
         from vi_demo import study
 
-        tree = study.run(
+        tree = in_either_precision(
+            study.run,
             loaded,
             data if of_draws else None,
             fits=tuple(dict.fromkeys(fits)) or None,
@@ -231,14 +232,11 @@ def check(model, data, debug) -> None:
     """
     from vi_demo import loading
 
-    loaded = loading.load(model, data)
+    loaded = model if drawn.is_file(model) else loading.load(model, data)
     prepare_jax()
-    from vi_demo import check, target
+    from vi_demo import preflight
 
-    labels = {"name": loaded.name, "coords": loaded.coords, "dims": loaded.dims}
-    found = target.Target.from_numpyro(loaded.model, loaded.data, **labels)
-    for line in check.lines(found):
-        click.echo(line)
+    click.echo(in_either_precision(preflight.check, loaded, data if loaded is model else None))
 
 
 @vi_demo.command()
@@ -271,6 +269,19 @@ def prepare_jax() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     # A program that cannot be kept, or a folder that cannot be written, costs time and no more.
     warnings.filterwarnings("ignore", message="Error (writing|reading) persistent compilation")
+
+
+def in_either_precision(work, *arguments, **settings):
+    """The work done in double precision; in single where the model's own types ask for it."""
+    import jax
+
+    try:
+        return work(*arguments, **settings)
+    except MixedPrecision as error:
+        complain(f"{str(error).partition(';')[0]}: everything is computed in single precision.")
+        jax.config.update("jax_enable_x64", False)
+        warnings.filterwarnings("ignore", message="Explicitly requested dtype float64")
+        return work(*arguments, **settings)
 
 
 if __name__ == "__main__":

@@ -16,16 +16,16 @@ def checked(value, where: str, own: bool):
     """One argument as the model gets it: arrays of finite numbers, or the user's own object.
 
     Arrays of float64 come back as they are, without a copy. `own` is said of what the user's code
-    gives, which may be more than numbers.
+    gives, which may be more than numbers, and hold NaN where the model knows what to do with it.
     """
     if value is None or (isinstance(value, int) and (own or abs(value) < LARGEST)):
         return value
     if isinstance(value, int):
         raise _too_large(value, where)
     if isinstance(value, float | complex | np.number):
-        return finite(value, where)
+        return value if own else finite(value, where)
     if isinstance(value, list):
-        return _numeric(_rectangular(value, where), value, where)
+        return _numeric(_rectangular(value, where), value, where, own)
     try:
         # Asked of the type, as a class such as np.float32 may be a value too.
         numeric = hasattr(type(value), "__array__") and not isinstance(value, str)
@@ -38,7 +38,7 @@ def checked(value, where: str, own: bool):
                 f"{where} has masked values, whose mask would be lost; fill them in and mask them "
                 "in the model."
             )
-        numbers = _numeric(array, array, where)
+        numbers = _numeric(array, array, where, own)
         # A JAX array stays one: a model may index it by a traced value, a NumPy array it may not.
         return value if type(value).__module__.startswith("jax") else numbers
     if own:
@@ -61,11 +61,11 @@ def _rectangular(rows: list, where: str) -> np.ndarray:
         ) from error
 
 
-def _numeric(array: np.ndarray, cells, where: str) -> np.ndarray:
+def _numeric(array: np.ndarray, cells, where: str, own: bool) -> np.ndarray:
     if array.dtype.kind == "f":
         array = array.astype(np.float64, copy=False)
     if array.dtype.kind in "biufc":
-        return finite(array, where)
+        return array if own else finite(array, where)
     if array.dtype.kind in "OUST":
         # From the cells as they were given: NumPy makes text of 1.0 beside "a".
         for index, cell in np.ndenumerate(np.asarray(cells, dtype=object)):

@@ -13,6 +13,10 @@ class InputError(ValueError):
     """What is wrong, where, and the remedy, in one line; the command line exits with 2 on it."""
 
 
+class MixedPrecision(InputError):
+    """A model that mixes 32-bit numbers with 64-bit ones: in single precision it may run."""
+
+
 def place_of(error: BaseException) -> str:
     """The last line of the user's own code that an exception went through, as file:line."""
     if isinstance(error, SyntaxError) and error.filename and Path(error.filename).is_file():

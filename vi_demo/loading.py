@@ -64,9 +64,7 @@ def load(spec: str, data_file: str | None = None) -> Loaded:
         given = _own_data(module, takes, label) if data_file is None else None
     given = given or _from_file(str(data_file), takes)
     given = _without_others(given, takes, module)
-    _refuse_unknown(given, takes)
-    _refuse_absent(given, takes)
-    data = {name: _checked(name, given, takes) for name in given.values}
+    data = _accepted(given, takes)
     stem = file.stem if file else label.rpartition(".")[2]
     return Loaded(
         name=stem if function == "model" else f"{stem}_{function}",
@@ -78,6 +76,12 @@ def load(spec: str, data_file: str | None = None) -> Loaded:
         source=str(file or getattr(module, "__file__", None) or spec),
         guide=_guide(module, function, data, label),
     )
+
+
+def arguments(model: Callable, data_file: str | Path) -> dict[str, Any]:
+    """What a data file gives a function for its arguments, checked as for `load`."""
+    takes = takes_of(model, getattr(model, "__name__", "model"))
+    return _accepted(_from_file(str(data_file), takes), takes)
 
 
 def bundled() -> dict[str, Path]:
@@ -273,6 +277,13 @@ def _without_others(given: Given, takes: Takes, module: ModuleType) -> Given:
     return given._replace(values={k: v for k, v in given.values.items() if not anothers(k)})
 
 
+def _accepted(given: Given, takes: Takes) -> dict[str, Any]:
+    """The values, if they are what the model takes and can be computed with."""
+    _refuse_unknown(given, takes)
+    _refuse_absent(given, takes)
+    return {name: _checked(name, given, takes) for name in given.values}
+
+
 def _checked(name: str, given: Given, takes: Takes):
     value, where = given.values[name], f"{given.by}: {name}"
     if name == takes.rest and isinstance(value, tuple):
@@ -299,7 +310,7 @@ def _refuse_absent(given: Given, takes: Takes) -> None:
             f"{given.lacks} {listed(needed)}, which {takes.call} needs; {given.remedy}."
         )
     # Left at None, an observed site would turn into a latent one without a word.
-    silent = [k for k, default in absent.items() if default is None]
+    silent = [k for k, default in absent.items() if default is None and k not in takes.optional]
     if silent:
         nothing = ", ".join(f"{k}=None" for k in silent)
         raise InputError(

@@ -33,7 +33,8 @@ from numpyro.infer.util import (
 )
 from numpyro.primitives import Messenger
 
-from vi_demo.errors import InputError, place_of, text_of
+from vi_demo.data import finite
+from vi_demo.errors import InputError, MixedPrecision, place_of, text_of
 
 CHUNK = 8192  # rows of a subsampled plate that are looked at together
 FLAT_LOOKS = 3  # points at which a gradient of exactly zero means that nothing depends on it
@@ -89,15 +90,16 @@ class Model:
         self.data = dict(data)
         self._model = model
         self.subsampled: dict[str, tuple[int, int]] = {}
-        trace = _trace(self.called, key, name)
+        trace = self._first_look()
         self.subsampled = {
             k: site["args"][:2]
             for k, site in trace.items()
             if site["type"] == "plate" and (site["args"][1] or site["args"][0]) < site["args"][0]
         }
+        self.remarks: tuple[str, ...] = ()
         if self.subsampled:  # rows are looked up by indices that JAX traces
             self.data = _on_device(self.data)
-            trace = _trace(self.all_rows, key, name)
+            trace = self._on_all_rows_or_one_batch()
         samples = {k: site for k, site in trace.items() if site["type"] == "sample"}
         hidden = {k: site for k, site in samples.items() if not site["is_observed"]}
         self.trace = trace
@@ -105,17 +107,14 @@ class Model:
         self.latent = {k: s for k, s in hidden.items() if k not in self.discrete}
         self.given = {k: s for k, s in samples.items() if s["is_observed"]}
         _refuse_unusable(self)
-        self.parameters = {
-            k: _transform(site).inv(site["value"])
-            for k, site in trace.items()
-            if site["type"] == "param"
-        }
+        self.parameters = _parameters(trace)
         self.shapes = {
             k: jnp.shape(biject_to(site["fn"].support).inv(site["value"]))
             for k, site in self.latent.items()
         }
         self.dim = sum(int(np.prod(s, dtype=int)) for s in self.shapes.values())
         self._refuse_untraceable()
+        self._refuse_missing()
         self.idle = self._idle()
         self.parameters = self._that_matter(self.parameters)
 
@@ -124,6 +123,11 @@ class Model:
         held = copy(self)
         held.parameters, held.held = {}, {**self.held, **parameters}
         return held
+
+    @property
+    def learned(self) -> dict:
+        """The parameters that are held, on the model's own scale."""
+        return {k: _transform(self.trace[k])(v) for k, v in self.held.items()}
 
     def called(self) -> None:
         """The model run on its data, as the user wrote it."""
@@ -340,7 +344,7 @@ class Model:
             except jax.errors.ConcretizationTypeError as error:
                 raise self._untraceable(error) from error
             except Exception as error:
-                raise InputError(f"{self.name}: the model stopped with {where(error)}") from error
+                raise stopped_by(error, self.name) from error
 
     def _untraceable(self, error):
         return InputError(
@@ -348,11 +352,80 @@ class Model:
             "the value of a site needs jnp.where or lax.cond in place of if."
         )
 
-    def _idle(self) -> np.ndarray:
-        """The coordinates (d,) that nothing depends on: what obs_mask leaves of its latents.
+    def _first_look(self) -> dict:
+        """The sites as the model is; data in the way of a scan are moved to the device."""
+        try:
+            return traced(self.called, self.key, self.name)
+        except InputError as error:
+            if not isinstance(error.__cause__, jax.errors.TracerArrayConversionError):
+                raise
+            self.data = _on_device(self.data)
+            return traced(self.called, self.key, self.name)
 
-        They are given N(0, 1) each, which changes no other. Any other site that nothing depends
-        on is refused, as its posterior cannot be normalised.
+    def _on_all_rows_or_one_batch(self) -> dict:
+        """The sites on all rows of every plate; on those given, where the data are one batch.
+
+        They are one where it makes no difference which rows a plate takes.
+        """
+        try:
+            trace = traced(self.all_rows, self.key, self.name)
+            for site in trace.values():
+                if site["type"] == "sample":
+                    np.broadcast_shapes(jnp.shape(site["value"]), tuple(site["fn"].shape()))
+            return trace
+        except (InputError, ValueError) as error:  # shapes that cannot be broadcast
+            held = self._held_rows()
+            if held is None:
+                k, (size, taken) = next(iter(self.subsampled.items()))
+                why = str(error).removeprefix(f"{self.name}: ")
+                raise InputError(
+                    f"{self.name}: plate '{k}' takes {taken} of {size} rows, and given all of "
+                    f"them {why}; see that the model runs with subsample_size={size}."
+                ) from error
+            model, self.subsampled = self._model, {}
+            self._model = lambda **data: Rows(lambda: model(**data), held)()
+            return traced(self.called, self.key, self.name)
+
+    def _held_rows(self) -> dict[str, Array] | None:
+        """The first rows of each plate, if the density is the same at its last ones."""
+        first = {k: jnp.arange(taken) for k, (_, taken) in self.subsampled.items()}
+        last = {k: size - 1 - first[k] for k, (size, _) in self.subsampled.items()}
+        heights = []
+        for rows in (first, last):
+            sites = traced(Rows(self.called, rows), self.key, self.name).values()
+            seen = [s for s in sites if s["type"] == "sample" and s["is_observed"]]
+            heights.append([np.asarray(s["fn"].log_prob(s["value"])) for s in seen])
+        if not all(map(np.array_equal, *heights)):
+            return None
+        self.remarks += tuple(
+            f"plate '{k}' takes {taken} of {size} rows, the same whichever they are: the data are "
+            f"taken for one batch, each row counted {size / taken:.3g} times"
+            for k, (size, taken) in self.subsampled.items()
+        )
+        return first
+
+    def _refuse_missing(self) -> None:
+        """Data that are not finite, unless the model knows what to do with them."""
+        try:
+            for k, v in self.data.items():
+                if isinstance(v, float | np.ndarray | Array):
+                    finite(v, f"{self.name}: {k}")
+        except InputError as error:
+            points = [0.3 * jax.random.normal(self.key, (self.dim,))]
+            points += [self.draw_prior(self.key)] if self.proper else []
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what is said here
+                heights = jax.jit(jax.vmap(self.log_density))(jnp.stack(points))
+            if not jnp.isfinite(heights).any():
+                raise
+            self.remarks += (f"{str(error).partition('; ')[0]}: the model must see to it",)
+
+    def _idle(self) -> np.ndarray:
+        """The coordinates (d,) that nothing depends on: what masks leave of latents.
+
+        They are what obs_mask has no use for, or the padding of sequences. They are given N(0, 1)
+        each, which changes no other. Any other site that nothing depends on is refused, as its
+        posterior cannot be normalised.
         """
         if all(_has_density(site["fn"]) for site in self.latent.values()):
             return np.zeros(self.dim, bool)
@@ -361,7 +434,8 @@ class Model:
         flat = np.asarray((slopes == 0).all(0))
         for k, part in unravel(flat, self.shapes).items():
             imputed = k.endswith("_unobserved") and k.removesuffix("_unobserved") in self.trace
-            if part.any() and not imputed:
+            padding = _is_masked(self.latent[k]["fn"]) and not part.all()
+            if part.any() and not imputed and not padding:
                 raise InputError(
                     f"{self.name}: nothing depends on site '{k}', so its density is flat and "
                     "cannot be normalised; give it a proper prior, or leave it out."
@@ -382,9 +456,13 @@ class Model:
 
 def _has_density(fn: dist.Distribution) -> bool:
     """Whether a distribution is neither improper nor masked."""
+    return not _is_masked(fn) and not isinstance(_innermost(fn), dist.ImproperUniform)
+
+
+def _is_masked(fn: dist.Distribution) -> bool:
     while hasattr(fn, "base_dist") and not isinstance(fn, dist.MaskedDistribution):
         fn = fn.base_dist
-    return not isinstance(fn, dist.ImproperUniform | dist.MaskedDistribution)
+    return isinstance(fn, dist.MaskedDistribution)
 
 
 def _innermost(fn: dist.Distribution) -> dist.Distribution:
@@ -418,13 +496,27 @@ def _transform(site):
     return biject_to(site["kwargs"].get("constraint", constraints.real))
 
 
+def _parameters(trace: Mapping) -> dict:
+    """The values of numpyro.param sites on R^n, in the precision that all is computed in.
+
+    Networks begin in single precision whatever that is, and an optimiser keeps to one of them.
+    """
+    found = {k: site for k, site in trace.items() if site["type"] == "param"}
+    values = {k: _transform(site).inv(site["value"]) for k, site in found.items()}
+    precise = lambda x: x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else x  # noqa: E731
+    return jax.tree.map(lambda x: precise(jnp.asarray(x)), values)
+
+
 def _on_device(data: Mapping) -> dict:
     """NumPy arrays as JAX arrays, which indices that JAX traces can pick from."""
     return {k: jnp.asarray(v) if isinstance(v, np.ndarray) else v for k, v in data.items()}
 
 
-def _trace(model, key, name):
-    """One run of the model, latent sites drawn from their priors where those can be drawn from."""
+def traced(model: Callable, key: Array, name: str, remedy: str = "") -> dict:
+    """One run of a model: its sites, the latent ones drawn from their priors where that can be.
+
+    Raises `InputError` with where in their code it stopped, and with `remedy`.
+    """
     stopped = None
     # A draw of a very vague prior may overflow, which says nothing against the model.
     for begin in (init_to_sample, init_to_uniform):
@@ -437,7 +529,7 @@ def _trace(model, key, name):
             raise
         except Exception as error:
             stopped = stopped or error
-    raise InputError(f"{name}: the model stopped with {where(stopped)}") from stopped
+    raise stopped_by(stopped, name, remedy) from stopped
 
 
 def _refuse_misfit(model, data, name):
@@ -541,10 +633,9 @@ class Guide:
     def __init__(self, model: Model, guide: Callable):
         _refuse_misfit(guide, model.data, f"{model.name}: guide")
         self.model, self._guide = model, guide
-        trace = _trace(self.called, model.key, f"{model.name}: guide")
+        trace = traced(self.called, model.key, f"{model.name}: guide")
         self.trace = trace
-        own = {k: s for k, s in trace.items() if s["type"] == "param"}
-        self.parameters = {k: _transform(s).inv(s["value"]) for k, s in own.items()}
+        self.parameters = _parameters(trace)
         _refuse_mismatch(self)
 
     def called(self):
@@ -632,6 +723,17 @@ def unravel(z: Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]
     sizes = [int(np.prod(shape, dtype=int)) for shape in shapes.values()]
     parts = jnp.split(z, np.cumsum(sizes)[:-1])
     return {k: part.reshape(s) for (k, s), part in zip(shapes.items(), parts, strict=True)}
+
+
+def stopped_by(error: Exception, name: str, remedy: str = "") -> InputError:
+    """What is said of an exception in the user's model."""
+    mixed = isinstance(error, TypeError) and "must have equal types" in str(error)
+    if mixed and jax.config.read("jax_enable_x64"):
+        return MixedPrecision(
+            f"{name}: the model mixes 32-bit numbers with 64-bit ones{place_of(error)}; leave "
+            "their dtypes to JAX, or compute in single precision, without jax_enable_x64."
+        )
+    return InputError(f"{name}: the model stopped with {where(error)}{remedy}")
 
 
 def where(error: Exception) -> str:

@@ -8,6 +8,7 @@
 /<fit>/history         the way there: one row a recorded step
 /<fit>/restarts        every start's result
 /reference             posterior draws, sample_stats; modes
+/parameters            of the model, numpyro.param sites, as they were learned
 /path                  local optima along alpha from reverse to forward KL, a branch each
 /landscape             log p on a grid, for targets of one or two dimensions
 """
@@ -119,13 +120,15 @@ def covariance_of(guide) -> np.ndarray:
     return np.asarray(jnp.diag(guide.variance) if covariance is None else covariance)
 
 
-def flat(params: Mapping, prefix: str = "") -> dict[str, np.ndarray]:
-    """Parameters by one name each: those within others, of a network's layers say, by both."""
-    found = {}
-    for name, value in params.items():
-        inside = isinstance(value, Mapping)
-        found |= flat(value, f"{prefix}{name}.") if inside else {f"{prefix}{name}": value}
-    return found
+def flat(params: Mapping) -> dict[str, np.ndarray]:
+    """Parameters by one name each: those within others, of a network's layers say, `a.kernel`."""
+    leaves = jax.tree_util.tree_leaves_with_path(dict(params))
+    return {path_name(path): value for path, value in leaves}
+
+
+def path_name(path) -> str:
+    """The name of a parameter within others, which a file can hold."""
+    return stored(jax.tree_util.keystr(path, simple=True, separator="."))
 
 
 def unnamed(name: str, values) -> tuple[list[str], np.ndarray]:
@@ -166,6 +169,11 @@ def reference_tree(target: Target, reference: Reference, points: np.ndarray) -> 
         )
     tree.attrs |= {"method": reference.method, "trusted": int(reference.trusted)}
     return tree
+
+
+def parameters_tree(target: Target) -> xr.DataTree:
+    """The model's learned parameters on its own scale."""
+    return xr.DataTree(xr.Dataset({k: unnamed(k, v) for k, v in flat(target.learned).items()}))
 
 
 def path_tree(target: Target, path: Path) -> xr.DataTree:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import arviz_base as azb
@@ -22,7 +23,8 @@ from numpyro.infer import Predictive
 from vi_demo import guides, loading, results, supports
 from vi_demo.draws import Linear, stored
 from vi_demo.errors import InputError
-from vi_demo.model import Rows, unravel, where
+from vi_demo.model import Rows, stopped_by, traced, unravel
+from vi_demo.record import flat, path_name
 from vi_demo.target import Target, put_together
 
 BATCH = 1024  # draws made at once
@@ -75,9 +77,8 @@ def predict(
     run = _run(run)
     saved = _fit(run, fit)
     loaded = _loaded(model)
-    function = loaded.model
     arguments = _arguments(loaded, data)
-    trace = _trace(function, arguments, loaded.name)
+    function, trace = _with_learned(run, loaded, arguments)
     rows = {k: jnp.arange(s["args"][0]) for k, s in trace.items() if s["type"] == "plate"}
     if "posterior" not in saved.children:
         raise _damaged(fit, "it has no posterior")
@@ -95,7 +96,7 @@ def predict(
     try:
         values = predictive(jax.random.key(seed), **arguments)
     except Exception as error:
-        raise InputError(f"{loaded.name}: the model stopped with {where(error)}") from error
+        raise stopped_by(error, loaded.name) from error
     groups = {"posterior_predictive": {stored(k): np.asarray(v)[None] for k, v in values.items()}}
     shapes = {stored(k): np.shape(v)[1:] for k, v in values.items()}
     dims = {stored(k): v for k, v in loaded.dims.items()}
@@ -216,21 +217,33 @@ def _arguments(loaded: loading.Loaded, data: Mapping | None) -> dict:
     return {**data, **absent}
 
 
-def _trace(function: Callable, arguments: Mapping, name: str) -> dict:
-    try:
-        seeded = handlers.seed(function, jax.random.key(0))
-        trace = handlers.trace(seeded).get_trace(**arguments)
-    except Exception as error:
-        empty = [k for k, v in arguments.items() if v is None]
-        remedy = f"; it is given None for {', '.join(empty)}, see that it can be" if empty else ""
-        raise InputError(f"{name}: the model stopped with {where(error)}{remedy}.") from error
-    learned = [k for k, site in trace.items() if site["type"] == "param"]
-    if learned:
+def _with_learned(run: xr.DataTree, loaded: loading.Loaded, arguments: Mapping):
+    """The model with the parameters that the run learned, and one run of it on these arguments."""
+    empty = [k for k, v in arguments.items() if v is None]
+    remedy = f"; it is given None for {', '.join(empty)}, see that it can be" if empty else ""
+    key, called = jax.random.key(0), partial(loaded.model, **arguments)
+    trace = traced(called, key, loaded.name, remedy)
+    saved = run["parameters"].to_dataset() if "parameters" in run.children else xr.Dataset()
+    own = {k: site["value"] for k, site in trace.items() if site["type"] == "param"}
+    names = set(flat(own))
+    missing = [k for k in saved if k not in names]
+    if missing:
         raise InputError(
-            f"{name}: numpyro.param '{learned[0]}' was learned in the run, which keeps no value "
-            "of it; write its value into the model, or give it a prior."
+            f"{loaded.name}: the run learned a parameter '{missing[0]}', which the model is "
+            "without; give the model that was run."
         )
-    return trace
+
+    def fill(path, like):
+        name = path_name(path)
+        if name in saved and saved[name].shape != jnp.shape(like):
+            raise InputError(
+                f"{loaded.name}: parameter '{name}' has shape {saved[name].shape} in the run and "
+                f"{jnp.shape(like)} in the model; give the model that was run."
+            )
+        return jnp.asarray(saved[name].values) if name in saved else like
+
+    values = jax.tree_util.tree_map_with_path(fill, own)
+    return handlers.substitute(loaded.model, data=values), trace
 
 
 def _latent(run, trace: Mapping, posterior: xr.Dataset, fit: str) -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
+import textwrap
 from collections.abc import Callable
 from inspect import BoundArguments, Parameter, Signature
 from typing import NamedTuple
@@ -15,13 +17,15 @@ ANYTHING = inspect.signature(lambda **anything: None)
 class Takes(NamedTuple):
     """What a model takes: how a call is written, its parameters, and whether any name will do.
 
-    `rest` is the name of `*args`, where there is one: an argument that is a tuple.
+    `rest` is the name of `*args`, where there is one: an argument that is a tuple. Those that are
+    `optional` the model does without, where they are None.
     """
 
     call: str
     parameters: dict[str, Parameter]
     any_name: bool
     rest: str | None
+    optional: frozenset[str]
 
     def accepts(self, name) -> bool:
         """Whether an argument can be given by this name."""
@@ -43,7 +47,9 @@ def takes_of(model: Callable, name: str) -> Takes:
         (p.name for p in signature.parameters.values() if p.kind is p.VAR_POSITIONAL), None
     )
     shown = [f"*{k}" if k == rest else k for k in named] + ["..."] * len(others)
-    return Takes(f"{name}({', '.join(shown)})", named, bool(others), rest)
+    nothing = [k for k, p in named.items() if p.default is None]
+    optional = frozenset(k for k in nothing if may_be_left_out(model, k))
+    return Takes(f"{name}({', '.join(shown)})", named, bool(others), rest, optional)
 
 
 def by_name(model: Callable) -> Callable:
@@ -107,3 +113,36 @@ def states_a_model(function: Callable) -> bool:
         type(function).__call__, "__code__", None
     )
     return bool(code) and not {"sample", "factor", "model"}.isdisjoint(code.co_names)
+
+
+def may_be_left_out(model: Callable, name: str) -> bool:
+    """Whether a model's source asks if an argument is None, and observes nothing made from it.
+
+    Of others that default to None it must be feared that an observed site would be drawn.
+    """
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function_of(model))))
+    except (OSError, TypeError, SyntaxError):
+        return False
+    nodes = list(ast.walk(tree))
+    asks = (n for n in nodes if isinstance(n, ast.Compare) and isinstance(n.ops[0], _IDENTITY))
+    if not any(_names(n.left) == {name} for n in asks):
+        return False
+    made, before = {name}, set()
+    while made != before:  # what is made from it, and what is made from that
+        before = set(made)
+        for node in nodes:
+            if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign | ast.NamedExpr):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                if node.value is not None and _names(node.value) & made:
+                    made |= set().union(*map(_names, targets))
+    return not any(
+        isinstance(n, ast.keyword) and n.arg == "obs" and _names(n.value) & made for n in nodes
+    )
+
+
+_IDENTITY = (ast.Is, ast.IsNot)
+
+
+def _names(node: ast.AST) -> set[str]:
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}

@@ -6,7 +6,7 @@ import functools
 import importlib.metadata
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from vi_demo import draws as drawn
 from vi_demo import fitting, guides, loading, record
 from vi_demo import reference as references
 from vi_demo.diagnostics import measure
@@ -26,6 +25,7 @@ from vi_demo.errors import InputError
 from vi_demo.fitting import moment_matching, svi
 from vi_demo.fitting.path import follow
 from vi_demo.fitting.runner import Report, silent
+from vi_demo.inputs import as_target
 from vi_demo.results import SCHEMA
 from vi_demo.target import Target
 from vi_demo.verdict import judge
@@ -39,7 +39,7 @@ PACKAGES = ("vi-demo", "numpyro", "jax", "arviz", "blackjax", "optax", "numpy")
 
 def run(
     model: Target | Callable | str | Path | loading.Loaded,
-    data: dict | None = None,
+    data: Mapping | str | Path | None = None,
     *,
     fits: str | Sequence[str] | None = None,
     guide: str | Callable = "full_rank",
@@ -55,11 +55,11 @@ def run(
 ) -> xr.DataTree:
     """Fit a model under several divergences and measure each fit against a reference.
 
-    `model` is a NumPyro model with `data`, its keyword arguments, a `Target`, or whatever
-    `vi-demo run` takes, such as a file's path, which may be one of somebody's draws. `fits` are
-    both directions of KL unless given, and forward KL of draws. `reference` may be a file of
-    trusted draws. `guide` names a family, or is a NumPyro guide of
-    your own for the reverse fit, `own` being the one in the model's file. Returns an ArviZ
+    `model` is a NumPyro model with `data`, its keyword arguments or a file of them, a `Target`,
+    or whatever `vi-demo run` takes, such as a file's path, which may be one of somebody's draws.
+    `fits` are both directions of KL unless given, and forward KL of draws. `reference` may be a
+    file of trusted draws. `guide` names a family, or is a NumPyro guide of your own for the
+    reverse fit, `own` being the one in the model's file. Returns an ArviZ
     DataTree with a sub-tree a fit, `run["reverse_kl"]`, which ArviZ's functions take as it is;
     `summary(run)` gives all figures, in nats. With `path`, the best guide is followed along
     alpha from reverse to forward KL in so many steps, into `run["path"]`. `report(phase, share,
@@ -127,6 +127,8 @@ def run(
         points = resample(truth.draws, draws, seed)
         parts["reference"] = record.reference_tree(target, truth, points)
         seen.append(points)
+    if target.learned:
+        parts["parameters"] = record.parameters_tree(target)
     followed = None
     if path is not None:
         report("path", 0.0, "compiling")
@@ -164,58 +166,15 @@ def run(
     return tree
 
 
-def as_target(model, data, guide, **labels) -> tuple[Target, Callable | None]:
-    """The target of whatever stands for a model, and the user's own guide if that is asked for."""
-    own = guide if callable(guide) else None
-    if isinstance(model, Target):
-        if data is not None:
-            raise InputError(f"{model.name}: a Target has its data already; leave data out.")
-        target = model
-    elif isinstance(model, str | Path) and drawn.is_file(model):
-        target = of_file(model, data, guide, labels.get("name"))
-    elif isinstance(model, str | Path | loading.Loaded):
-        loaded = model if isinstance(model, loading.Loaded) else loading.load(str(model))
-        data = loaded.data if data is None else data
-        own = loaded.guide if guide == "own" else own
-        named = {"name": loaded.name, "coords": loaded.coords, "dims": loaded.dims}
-        labels = named | {k: v for k, v in labels.items() if v is not None}
-        target = Target.from_numpyro(loaded.model, data, **labels)
-    elif callable(model):
-        target = Target.from_numpyro(model, data, **labels)
-    else:
-        raise InputError(
-            "a model is a function, a Target or the path of a file, not of type "
-            f"{type(model).__name__}."
-        )
-    if guide == "own" and own is None:
-        raise InputError(
-            f"{target.name} has no guide of its own; define guide(...) beside the model, with the "
-            f"same arguments, or choose from {', '.join(guides.names())}."
-        )
-    if own is not None and target.own_guide is None:
-        raise InputError(f"{target.name}: a guide of your own needs a NumPyro model.")
-    return target, own
-
-
-def of_file(file: str | Path, data, guide, name: str | None) -> Target:
-    """The target of a file of draws, which comes with no data and no guide."""
-    if data is not None:
-        raise InputError(f"{file}: draws are fitted as they are, without data; leave --data out.")
-    if guide == "own" or callable(guide):
-        raise InputError(
-            f"{file}: a file of draws has no guide of its own; choose from "
-            f"{', '.join(guides.names())}."
-        )
-    return Target.from_draws(drawn.read(file), name or Path(file).stem)
-
-
 def family_for(target: Target, guide: str) -> tuple[guides.Family, tuple[str, ...]]:
     """The family of that name, or a smaller one where it is out of reach, and a remark on that."""
     family = guides.family(guide)
-    remarks = ()
+    remarks = target.remarks if target.draws is None else ()  # of draws their reference tells
     if target.parameters:
         names = ", ".join(target.parameters)
-        remarks = (f"the model's parameters were learned by SVI, and this is given them: {names}",)
+        remarks += (
+            f"the model's parameters were learned by SVI, and this is given them: {names}",
+        )
     if guide == "full_rank" and target.dim > guides.MOST_FULL_RANK:
         numbers = target.dim * (target.dim + 3) // 2
         remarks += (

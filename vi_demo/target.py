@@ -61,9 +61,9 @@ class Target:
     `log_density` from some rows, (z, key, parameters), where the model subsamples a plate.
     `parameters` are the unconstrained values of the model's numpyro.param sites that are still
     to be learned, `joint` the log density with them as second argument, and `given` makes the
-    target in which they are held. `own_guide` reads a guide that the user
-    wrote. A point looks at `rows` of the data at once, of all
-    where they are not `chunked`, of `all_rows` in the end. Nobody passes a model on from here.
+    target in which they are held, `learned` on the model's own scale. `own_guide` reads a guide
+    that the user wrote. A point looks at `rows` of the data at once, of all where they are not
+    `chunked`, of `all_rows` in the end. Nobody passes a model on from here.
     """
 
     name: str
@@ -86,6 +86,7 @@ class Target:
     discrete: Callable[[Array, Array], dict[str, Array]] | None = None
     estimate: Callable[[Array, Array, Mapping], Array] | None = None
     parameters: dict = field(default_factory=dict)
+    learned: dict = field(default_factory=dict)
     joint: Callable[[Array, Mapping], Array] | None = None
     given: Callable[[Mapping], Target] | None = None
     own_guide: Callable[[Callable], Guide] | None = None
@@ -335,6 +336,8 @@ class Target:
             discrete=read.draw_discrete if read.discrete and read.drawable else None,
             estimate=read.estimate if read.subsampled else None,
             parameters=read.parameters,
+            learned=read.learned,
+            remarks=read.remarks,
             joint=read.log_density,
             given=lambda parameters: cls._of(read.holding(parameters), **labels),
             chunked=bool(read.chunked),

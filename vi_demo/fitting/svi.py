@@ -122,7 +122,7 @@ def of_family(target: Target, family: Family, learned: bool = False) -> Problem:
     def model():
         improper = dist.ImproperUniform(constraints.real_vector, (), (target.dim,))
         u = numpyro.sample("u", improper)
-        values = {k: numpyro.param(k, v) for k, v in theta.items()}
+        values = {k: parameter(k, v) for k, v in theta.items()}
         key = numpyro.prng_key() if here.estimate else None
         with numpyro.handlers.block():  # the user's sites are not this model's
             log_p = log_density(u, key, values)
@@ -157,6 +157,11 @@ def of_family(target: Target, family: Family, learned: bool = False) -> Problem:
     return Problem(
         partial(SVI, model, guide, loss=elbo), begin, own_sites, values, doubt, own_scale
     )
+
+
+def parameter(name: str, value):
+    """The numpyro.param site that begins at a value, which may be a network and be callable."""
+    return numpyro.param(name, lambda _: value)
 
 
 def anchored(here: Target) -> Callable:

@@ -35,6 +35,7 @@ MAX_LEAPFROGS = 16
 TRAJECTORY = 1.6  # in posterior sds, a quarter turn: as many leapfrog steps as that takes
 ACCEPTANCE = 0.8
 MAX_TEMPERATURES = 500
+OUTLYING = 1e3  # times the usual length of a gradient
 SINGULAR = 1e-12  # eigenvalues below, as a share, are rounding
 LEAST_LOOKS = 200  # at the density, by each particle: gradients count twice
 STUCK = 10  # temperatures in a row without any rise
@@ -229,9 +230,14 @@ def local_covariance(points: Array, gradients: Array) -> Array:
     finite = jnp.isfinite(gradients).all(-1, keepdims=True)
     gradients = jnp.where(finite, gradients, 0.0)
     covariance = shrunk(jnp.atleast_2d(jnp.cov(points, rowvar=False)), n)
-    fisher = shrunk(gradients.T @ gradients / n, n)
     # In units of the particles' sds, lest rounding swamp sites of a small scale.
     sd = jnp.sqrt(jnp.diagonal(covariance))
+    # Nor may one particle at the end of a tail, where a density overflows, speak for the rest.
+    length = jnp.linalg.norm(gradients * sd, axis=1)
+    usual = jnp.median(length)
+    far = (usual > 0) & (length > OUTLYING * usual)
+    gradients *= jnp.where(far, OUTLYING * usual / length, 1.0)[:, None]
+    fisher = shrunk(gradients.T @ gradients / n, n)
     values, vectors = jnp.linalg.eigh(covariance / sd / sd[:, None])
     root = vectors @ (jnp.sqrt(jnp.maximum(values, SINGULAR))[:, None] * vectors.T)
     values, vectors = jnp.linalg.eigh(root @ (sd[:, None] * fisher * sd) @ root)

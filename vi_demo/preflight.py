@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vi_demo import starts
 from vi_demo.fitting.objectives import rule_of_thumb
+from vi_demo.inputs import as_target
+from vi_demo.loading import Loaded
 from vi_demo.target import Target
 
 POINTS = 64
@@ -16,14 +21,32 @@ OUTWARD = 1e3, 1e6  # sds from the middle at which a proper density has fallen
 MOST_NAMED = 5
 
 
-def lines(target: Target, seed: int = 0) -> list[str]:
-    """What there is to say of a target, a line each."""
+def check(
+    model: Target | Callable | str | Path | Loaded,
+    data: Mapping | str | Path | None = None,
+    *,
+    seed: int = 0,
+    name: str | None = None,
+    coords: dict | None = None,
+    dims: dict | None = None,
+) -> str:
+    """What there is to say of a model before it is fitted, a line each, to be printed.
+
+    Its sites with shape, support and prior; whether density and gradient are finite at draws of
+    the prior and at dispersed starts, and which site is not; scales that differ; whether the
+    posterior is proper as far as can be told; what can be fitted. Arguments as of `vi_demo.run`.
+    Raises `InputError` where the input cannot be used.
+    """
+    target, _ = as_target(model, data, name=name, coords=coords, dims=dims)
     found = [f"{target.name}: {target.dim} dimension{'s' * (target.dim > 1)}"]
     found += [site_line(k, v) for k, v in target.about().items()] if target.about else []
     if target.log_density is not None:
         found += density_lines(target, jax.random.key(seed))
+    if target.draws is not None:
+        found += draws_lines(target)
+    found += target.remarks
     works = rule_of_thumb(target.log_density is not None, target.draws is not None)
-    return [*found, f"can be fitted: {works}"]
+    return "\n".join([*found, f"can be fitted: {works}"])
 
 
 def site_line(name: str, site: dict) -> str:
@@ -33,6 +56,19 @@ def site_line(name: str, site: dict) -> str:
         fed = f"is argument {site['argument']}" if site["argument"] else "is made from the data"
         return f"  {name}{shape}: observed, {fed}, {site['prior']}"
     return f"  {name}{shape}: {site['kind']}, {site['support']}, prior {site['prior']}"
+
+
+def draws_lines(target: Target) -> list[str]:
+    """What a file of draws holds: its sites with their supports, and what its draws are worth."""
+    known = target.supports()
+    found = [
+        f"  {k}{f' of shape {list(shape)}' if shape else ''}: draws, "
+        f"{(known[k] or {}).get('support', 'real').replace('_', ' ')}"
+        for k, shape in target.sites.items()
+    ]
+    chains = f" in {target.chains} chains" if target.chains else ""
+    number = f"{len(target.draws):,} draws{chains}, worth {target.effective_draws:,.0f}"
+    return [*found, number]
 
 
 def density_lines(target: Target, key: jax.Array) -> list[str]:
