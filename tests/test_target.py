@@ -508,3 +508,34 @@ def test_no_climb_ends_where_only_rounding_is_left():
     assert float(target.log_density(far)) > 1e100
     found = starts.climbs(target)
     assert (found.elbos < 0).all() and (found.centres[:, 1] < 20).all()
+
+
+@jax.custom_vjp
+def half_square(z):
+    """½ z², which like an ODE solver has a slope but no forward mode."""
+    return 0.5 * z @ z
+
+
+half_square.defvjp(lambda z: (half_square(z), z), lambda z, g: (g * z,))
+
+
+def by_cdf(z):
+    """Of a gamma distribution's shape, whose cdf JAX derives but once."""
+    return jnp.log(jax.scipy.special.gammainc(jnp.exp(z), 2.0)).sum() - 0.5 * z @ z
+
+
+@pytest.mark.parametrize(
+    ("log_density", "curvature"),
+    [
+        (lambda z: -half_square(z), 1.0),
+        (lambda z: -0.25 * jnp.vdot(jnp.fft.fft(z), jnp.fft.fft(z)).real / z.size, 0.5),
+        (by_cdf, 1.0 + 0.4924),
+    ],
+    ids=["reverse mode alone", "FFT", "no second derivative"],
+)
+def test_the_curvature_of_densities_that_resist(log_density, curvature):
+    """The last is held against differences of SciPy's: d²/dz² log P(eᶻ, 2) = −0.4924 at 0."""
+    target = Target.from_log_density(log_density, 3)
+    scale, values, vectors = jax.jit(starts.curvature_of(target))(jnp.zeros(3))
+    precision = vectors @ np.diag(values) @ vectors.T / scale / scale[:, None]
+    np.testing.assert_allclose(precision, curvature * np.eye(3), atol=2e-4)

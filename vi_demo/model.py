@@ -87,7 +87,7 @@ class Model:
         _refuse_misfit(model, data, name)
         self.name, self.key = name, key
         self.held: dict = {}  # parameters that were learned
-        self.data = dict(data)
+        self.data = {k: _in_precision(v) for k, v in data.items()}
         self._model = model
         self.subsampled: dict[str, tuple[int, int]] = {}
         trace = self._first_look()
@@ -307,9 +307,10 @@ class Model:
 
     def inputs(self, z: Array, name: str) -> str:
         """The distribution at a site when the others are at z, with the values it is given."""
-        values = {k: v for k, v in self.constrain(z).items() if k in self.latent}
-        model = handlers.substitute(self.on_all_rows(), data=values)
-        site = handlers.trace(model).get_trace()[name]
+        with dist.distribution.validation_enabled(False):  # what is wrong is what is asked
+            values = {k: v for k, v in self.constrain(z).items() if k in self.latent}
+            model = handlers.substitute(self.on_all_rows(), data=values)
+            site = handlers.trace(model).get_trace()[name]
         fn = _innermost(site["fn"])
         if isinstance(fn, dist.Unit):
             return f"a factor of {brief(fn.log_factor)}"
@@ -460,9 +461,11 @@ def _has_density(fn: dist.Distribution) -> bool:
 
 
 def _is_masked(fn: dist.Distribution) -> bool:
-    while hasattr(fn, "base_dist") and not isinstance(fn, dist.MaskedDistribution):
+    while hasattr(fn, "base_dist"):
+        if isinstance(fn, dist.MaskedDistribution) and fn._mask is not True:
+            return True
         fn = fn.base_dist
-    return isinstance(fn, dist.MaskedDistribution)
+    return False
 
 
 def _innermost(fn: dist.Distribution) -> dist.Distribution:
@@ -505,6 +508,16 @@ def _parameters(trace: Mapping) -> dict:
     values = {k: _transform(site).inv(site["value"]) for k, site in found.items()}
     precise = lambda x: x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else x  # noqa: E731
     return jax.tree.map(lambda x: precise(jnp.asarray(x)), values)
+
+
+def _in_precision(value):
+    """An array in the precision that JAX has it in, which it fails to see to itself in a scan.
+
+    (JAX 0.12 under jax_use_simplified_jaxpr_constants: 64-bit constants in 32-bit programs.)
+    """
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "iufc":
+        return value
+    return value.astype(jax.dtypes.canonicalize_dtype(value.dtype), copy=False)
 
 
 def _on_device(data: Mapping) -> dict:

@@ -16,6 +16,7 @@ from vi_demo.loading import Loaded
 from vi_demo.target import Target
 
 POINTS = 64
+NEAR = 2.0
 FAR_APART = 1e3  # ratio of sds from which scales are worth a word
 OUTWARD = 1e3, 1e6  # sds from the middle at which a proper density has fallen
 MOST_NAMED = 5
@@ -33,9 +34,9 @@ def check(
     """What there is to say of a model before it is fitted, a line each, to be printed.
 
     Its sites with shape, support and prior; whether density and gradient are finite at draws of
-    the prior and at dispersed starts, and which site is not; scales that differ; whether the
-    posterior is proper as far as can be told; what can be fitted. Arguments as of `vi_demo.run`.
-    Raises `InputError` where the input cannot be used.
+    the prior and around 0, where fits begin, and which site is not; scales that differ; whether
+    the posterior is proper as far as can be told; what can be fitted. Arguments as of
+    `vi_demo.run`. Raises `InputError` where the input cannot be used.
     """
     target, _ = as_target(model, data, name=name, coords=coords, dims=dims)
     found = [f"{target.name}: {target.dim} dimension{'s' * (target.dim > 1)}"]
@@ -74,8 +75,11 @@ def draws_lines(target: Target) -> list[str]:
 def density_lines(target: Target, key: jax.Array) -> list[str]:
     """Whether density and gradient are finite, on what scales, and whether they fall outward."""
     said = []
+    look = target.batched(jax.value_and_grad(target.log_density))
     for words, points in looked_at(target, key).items():
-        finite, smooth = finite_at(target, points)
+        heights, slopes = look(points)
+        finite = np.isfinite(heights)
+        smooth = finite & np.isfinite(slopes).all(1)
         said.append(
             f"log density finite at {finite.sum()} of {len(points)} {words}, "
             f"its gradient at {smooth.sum()}"
@@ -94,18 +98,13 @@ def density_lines(target: Target, key: jax.Array) -> list[str]:
 
 
 def looked_at(target: Target, key: jax.Array) -> dict[str, jax.Array]:
-    """Draws of the prior, where there is one, and dispersed starts."""
+    """Draws of the prior, where there is one, and points such as NumPyro's own fits start at."""
     found = {}
     if target.prior is not None:
         found["draws of the prior"] = jax.vmap(target.prior.draw)(jax.random.split(key, POINTS))
-    return found | {"dispersed starts": starts.points(target, key, POINTS, candidates=2)}
-
-
-def finite_at(target: Target, points: jax.Array) -> tuple[np.ndarray, np.ndarray]:
-    """At which points (n, d) the log density is finite, and at which its gradient is."""
-    heights, slopes = target.batched(jax.value_and_grad(target.log_density))(points)
-    finite = np.isfinite(heights)
-    return finite, finite & np.isfinite(slopes).all(1)
+    shape = (POINTS, target.dim)
+    around = jax.random.uniform(key, shape, minval=-NEAR, maxval=NEAR)
+    return found | {f"points of R^d within {NEAR:g} of 0": around}
 
 
 def where(target: Target, z: jax.Array) -> str:

@@ -10,6 +10,7 @@ on their scale; tempering begins half from them, wide.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -33,6 +34,7 @@ PATIENCE = 12  # steps without a greater ELBO after which a climb ends
 DRAWS = 64  # for the ELBO of each point on the way
 DAMPING = 10.0 ** jnp.arange(-2, 9)  # tried at each step, times the last that was best
 STRETCHES = 4.0 ** jnp.arange(1, 6)  # of Newton's step: down from exp(600) it takes 600 of them
+CANDIDATES = 16
 RADII = (2.0, 0.2, 0.02, 0.0)  # uniform starts: NumPyro's own first, nearer where that fails
 ROUNDING = 0.1  # nats that a log density may change by over next to no distance
 HOPELESS = 1e4  # times lower a log density than elsewhere
@@ -68,7 +70,7 @@ class Frame(NamedTuple):
         return jnp.linalg.slogdet(self.factor)[1]
 
 
-def points(target: Target, key: Array, number: int, candidates: int = 16) -> Array:
+def points(target: Target, key: Array, number: int) -> Array:
     """Dispersed points (number, d) to begin from, each the likeliest of a few candidates.
 
     Candidates come half from the prior, where there is one, and half uniformly from
@@ -80,10 +82,10 @@ def points(target: Target, key: Array, number: int, candidates: int = 16) -> Arr
 
     def likeliest(key, radius):
         uniform_key, prior_key = jax.random.split(key)
-        shape = (candidates, target.dim)
+        shape = (CANDIDATES, target.dim)
         tried = radius * jax.random.uniform(uniform_key, shape, minval=-1.0, maxval=1.0)
         if target.prior is not None:
-            keys = jax.random.split(prior_key, candidates // 2)
+            keys = jax.random.split(prior_key, CANDIDATES // 2)
             tried = tried.at[::2].set(jax.vmap(target.prior.draw)(keys))
         log_p = finite_or_minus_inf(jax.lax.map(near.log_density, tried, batch_size=target.batch))
         log_p = jnp.where(jnp.isfinite(tried).all(-1), log_p, -jnp.inf)
@@ -98,14 +100,14 @@ def points(target: Target, key: Array, number: int, candidates: int = 16) -> Arr
         chosen = jnp.argmax(sane & jnp.isfinite(log_p))
         return tried[chosen], log_p[chosen]
 
-    if ("points", candidates) not in target.programs:
-        target.programs["points", candidates] = jax.jit(lambda keys: jax.lax.map(one, keys))
-    found, log_p = target.programs["points", candidates](jax.random.split(key, number))
+    if "points" not in target.programs:
+        target.programs["points"] = jax.jit(lambda keys: jax.lax.map(one, keys))
+    found, log_p = target.programs["points"](jax.random.split(key, number))
     if jnp.isfinite(log_p).any():
         # A start without density gives way to the likeliest.
         return jnp.where(jnp.isfinite(log_p)[:, None], found, found[jnp.argmax(log_p)])
     at = target.not_finite_at(found)
-    tried = number * candidates * len(RADII)
+    tried = number * CANDIDATES * len(RADII)
     raise InputError(
         f"{target.name}: the log density or its gradient is finite at none of {tried:,} "
         f"starting points{f', not at site {at}' if at else ''}; check its priors, its data and "
@@ -196,24 +198,23 @@ def climber(target: Target):
     half = jax.random.normal(jax.random.key(1), (DRAWS // 2, target.dim))
     noise = jnp.concatenate([half, -half])
 
-    def gaussian(z, scale, values, vectors):
+    def gaussian(z, height, scale, values, vectors):
         factor = scale[:, None] * vectors / jnp.sqrt(values)
-        draws = z + noise @ factor.T
-        log_p = jax.lax.map(target.log_density, draws, batch_size=target.batch)
-        entropy = jnp.log(scale).sum() - 0.5 * jnp.log(values).sum()
-        entropy += 0.5 * target.dim * (1 + jnp.log(2 * jnp.pi))
-        elbo = finite_or_minus_inf(log_p).mean() + entropy
         # Where terms so large cancel that only rounding is left, as of a Beta(1e18, 1e18), a
-        # density is whatever comes out: a shift of nothing changes it.
+        # density is whatever comes out: a shift of next to nothing changes it.
         eps = jnp.finfo(z.dtype).eps
         shift = eps**0.5 * factor @ noise[0] + 8 * eps * jnp.abs(z)
-        jitter = target.log_density(z + shift) - target.log_density(z)
-        elbo = jnp.where(jnp.abs(jitter) < ROUNDING, elbo, -jnp.inf)
-        return Climbs(z, factor, scale, jnp.where(jnp.isnan(elbo), -jnp.inf, elbo))
+        tried = jnp.concatenate([z + noise @ factor.T, (z + shift)[None]])
+        log_p = jax.lax.map(target.log_density, tried, batch_size=target.batch)
+        entropy = jnp.log(scale).sum() - 0.5 * jnp.log(values).sum()
+        entropy += 0.5 * target.dim * (1 + jnp.log(2 * jnp.pi))
+        elbo = finite_or_minus_inf(log_p[:-1]).mean() + entropy
+        usable = jnp.abs(log_p[-1] - height) < ROUNDING
+        return Climbs(z, factor, scale, jnp.where(usable, elbo, -jnp.inf))
 
     def advance(at):
         scale, values, vectors = curvature(at.z)
-        here = gaussian(at.z, scale, values, vectors)
+        here = gaussian(at.z, at.height, scale, values, vectors)
         better = here.elbos > at.best.elbos
         along = vectors.T @ (scale * at.slope)
         dampings = jnp.append(at.damping * DAMPING, 0.0)  # the last is Newton's own step
@@ -251,15 +252,20 @@ def curvature_of(target: Target):
 
     Scales are 1 / √|∂²| and eigenvalues are made positive, so that a climb leaves saddles too.
     """
+    slope = jax.grad(target.log_density)
 
-    def along(z, basis):
-        return jax.jvp(jax.grad(target.log_density), (z,), (basis,))[1]
+    def forward(z, basis):
+        return jax.jvp(slope, (z,), (basis,))[1]
 
-    def along_by_reverse(z, basis):
-        return jax.grad(lambda x: jax.grad(target.log_density)(x) @ basis)(z)
+    def reverse(z, basis):
+        return jax.grad(lambda x: slope(x) @ basis)(z)
 
-    def curvature(z, along=along):
-        rows = jax.lax.map(lambda e: along(z, e), jnp.eye(target.dim), batch_size=target.batch)
+    def differences(z, basis):
+        size = jnp.finfo(z.dtype).eps ** (1 / 3) * jnp.maximum(1.0, jnp.abs(z @ basis))
+        return (slope(z + size * basis) - slope(z - size * basis)) / (2 * size)
+
+    def curvature(along, batch, z):
+        rows = jax.lax.map(lambda e: along(z, e), jnp.eye(target.dim), batch_size=batch)
         hessian = -jnp.where(jnp.isfinite(rows), rows, 0.0)
         size = jnp.abs(jnp.diagonal(hessian))
         scale = jnp.where(size > 0, 1 / jnp.sqrt(jnp.where(size > 0, size, 1.0)), 1.0)
@@ -267,11 +273,14 @@ def curvature_of(target: Target):
         values, vectors = jnp.linalg.eigh((scaled + scaled.T) / 2)
         return scale, jnp.maximum(jnp.abs(values), LEAST_CURVATURE), vectors
 
-    try:
-        jax.eval_shape(curvature, jnp.zeros(target.dim))
-    except TypeError:  # a derivative of its own without a forward mode, an ODE solver's say
-        return partial(curvature, along=along_by_reverse)
-    return curvature
+    # An ODE solver's own derivative has no forward mode, a gamma distribution's cdf no second one.
+    for along in (forward, reverse, differences):
+        program = partial(curvature, along, target.batch)
+        with contextlib.suppress(TypeError, NotImplementedError):
+            written = jax.make_jaxpr(program)(jnp.zeros(target.dim))
+            # XLA (JAX 0.12) lays FFTs in a batch out as eigh likes it; on a CPU it refuses then.
+            return partial(curvature, along, None) if " fft[" in str(written) else program
+    raise AssertionError("a density that has a slope has differences of it")
 
 
 def frame(target: Target, whole: bool) -> Frame:
