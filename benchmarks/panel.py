@@ -144,6 +144,8 @@ def judged(row: dict, run, draws: dict) -> dict:
     truth = entries(draws, names)
     row["nuts"]["rhat"] = max(float(array_stats.rhat(x)) for x in truth.values() if x.std() > 0)
     for k, place in {**row["fits"], "reference": row["reference"]}.items():
+        if k not in run.children:  # no reference was to be had in time
+            continue
         posterior = {n: run[k]["posterior"][n].values for n in names}
         place["error"], place["worst"] = compare(entries(posterior, names), truth)
     return row

@@ -3,11 +3,19 @@
 # Before JAX, which reads what is set there as it is imported.
 import vi_demo  # isort: skip
 
+import os
+from pathlib import Path
+
 import jax
 import pytest
 
 from vi_demo import loading
 
+# Workers and the processes that tests start compile much of the same: they keep it for each other.
+CACHE = str(Path(__file__).parents[1] / ".pytest_cache" / "jax")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", CACHE)
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_enable_x64", True)
 
 # Files stay on one worker each, so that what their tests share is made once: longest first.

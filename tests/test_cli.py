@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 import vi_demo
 from vi_demo import cli, fitting, guides, loading
 from vi_demo import reference as references
 from vi_demo.divergences.generators import F_DIVERGENCES
+from vi_demo.errors import MixedPrecision
 
 NORMAL = "import numpyro, numpyro.distributions as dist\n"
 
@@ -213,8 +215,11 @@ BAD_MODELS = {
         r"data\(\) lacks 'y'.*return it too",
     ),
     "nan in data": (
-        "def data(): return {'y': [1.0, float('nan')]}\ndef model(y): ...\n",
-        r"y\[1\] is nan.*drop or impute",
+        NORMAL
+        + "def data(): return {'y': [1.0, float('nan')]}\ndef model(y):\n"
+        + "    x = numpyro.sample('x', dist.Normal(0, 1))\n"
+        + "    numpyro.sample('y', dist.Normal(x, 1), obs=y)\n",
+        r"bad: y\[1\] is nan.*drop or impute",
     ),
     "nothing latent": (
         NORMAL + "def model():\n    numpyro.sample('y', dist.Normal(0, 1), obs=1.0)\n",
@@ -280,6 +285,39 @@ def refused(done, pattern, folder):
     assert re.search(pattern, said[0]), said[0]
     assert "Traceback" not in done.stderr
     assert not (folder / "runs").exists()
+
+
+def test_what_a_file_makes_of_jax_is_in_double_precision(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "import jax.numpy as jnp\nTOP = jnp.array(16777217.0)\n"
+        "def data(): return {'x': jnp.array([0.1])}\ndef model(x): ...\n"
+    )
+    code = """
+from vi_demo import cli, loading
+cli.ask_for_double()
+loaded = loading.load("own.py")
+print(loaded.data["x"].dtype, float(loaded.model.__globals__["TOP"]))
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["float64", "16777217.0"]
+
+
+def test_single_precision_where_a_model_asks_for_it(monkeypatch, capsys):
+    """What mixes both is done again, and it is said; here only that, as others need the doubles."""
+    done = []
+    monkeypatch.setattr(jax.config, "update", lambda *setting: done.append(setting))
+
+    def work(number):
+        done.append(number)
+        if len(done) == 1:
+            raise MixedPrecision("own: the model mixes 32-bit numbers with 64-bit ones; mend it.")
+        return number
+
+    assert cli.in_either_precision(work, 3) == 3
+    assert done == [3, ("jax_enable_x64", False), 3]
+    said = capsys.readouterr().err
+    assert said.strip().endswith("64-bit ones: everything is computed in single precision.")
 
 
 @pytest.mark.parametrize(("switch", "kept"), [("", "True"), ("off", "False")])

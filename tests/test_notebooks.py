@@ -170,6 +170,26 @@ assert judged["total_variation"].idxmin() == "forward_kl"
 assert judged["total_variation"].idxmax() == "reverse_kl"
 assert judged["total_variation"].tolist() == approx([0.460, 0.565, 0.498, 0.498], abs=0.001)
 """,
+    "your_own_model": """
+from pytest import approx
+
+assert "does not fall along" in improper and "prior: improper" in improper
+assert "prior: proper" in proper and "finite at 64 of 64" in proper
+fits = vi_demo.summary(run)["fits"]
+assert {k: f["verdict"] for k, f in fits.items()} == {
+    "reverse_kl": "correctable", "forward_kl": "unreliable"
+}
+assert fits["reverse_kl"]["sites"]["slope"]["sd_ratio"] == approx(0.81, abs=0.03)
+assert fits["forward_kl"]["sites"]["slope"]["sd_ratio"] == approx(1.0, abs=0.03)
+exact = chances["reference"]
+assert abs(chances["reverse KL, weighted"] - exact) < abs(chances["reverse KL, as it is"] - exact)
+assert chances["reverse KL, weighted"] == approx(exact, abs=0.03)
+assert vi_demo.summary(bent)["fits"]["reverse_kl"]["verdict"] == "reliable"
+assert more["posterior"].sizes["draw"] == 20_000
+truth = run["reference/posterior"]
+odds = truth["base"].values.ravel() + truth["slope"].values.ravel() * days[:, None]
+assert sold_out.values == approx((1 / (1 + np.exp(-odds))).mean(1), abs=0.03)
+""",
     "two_directions": """
 from pytest import approx
 

@@ -185,6 +185,8 @@ def run(model, data, fits, out, as_json, quiet, strict, debug, **settings) -> in
     from vi_demo import loading, results
     from vi_demo.pictures import terminal
 
+    ask_for_double()
+
     aside = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
     with aside, terminal.progress(quiet) as report:
         report("start", 0.0, f"importing {model} and what it needs")
@@ -232,6 +234,7 @@ def check(model, data, debug) -> None:
     """
     from vi_demo import loading
 
+    ask_for_double()
     loaded = model if drawn.is_file(model) else loading.load(model, data)
     prepare_jax()
     from vi_demo import preflight
@@ -249,6 +252,11 @@ def models() -> None:
     for name, file in files.items():
         docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
         click.echo(f"{name:<{width}}  {docstring.partition(chr(10))[0]}")
+
+
+def ask_for_double() -> None:
+    """Double precision for what the user's file makes as it is imported, before JAX is here."""
+    os.environ.setdefault("JAX_ENABLE_X64", "1")
 
 
 def prepare_jax() -> None:

@@ -48,23 +48,25 @@ class Given(NamedTuple):
     own: bool = True  # from the user's own code, which may hand its model more than numbers
 
 
-def load(spec: str, data_file: str | None = None) -> Loaded:
+def load(spec: str, data_file: str | None = None, *, bare: bool = False) -> Loaded:
     """The model that `spec` names, with its data checked against the model's arguments.
 
     `spec` is `path/file.py[:function]`, `package.module:function` or a bundled name. The data
-    are what the file's `data()` returns, or all of `data_file` instead, where one is given.
-    Arrays and lists come back as NumPy arrays, reals as float64; whatever else `data()` returns
-    is passed on as it is. Raises `InputError` for whatever cannot be used.
+    are what the file's `data()` returns, or all of `data_file` instead, where one is given; with
+    `bare` there are none, for a model that is called with others. Arrays and lists come back as
+    NumPy arrays, reals as float64; whatever else `data()` returns is passed on as it is. Raises
+    `InputError` for whatever cannot be used.
     """
     label, file, function = _find(spec)
     with as_a_script(label):
         module = import_file(file, label) if file else _import_path(label)
         model = _model(module, function, label)
         takes = takes_of(model, function)
-        given = _own_data(module, takes, label) if data_file is None else None
-    given = given or _from_file(str(data_file), takes)
-    given = _without_others(given, takes, module)
-    data = _accepted(given, takes)
+        given = _own_data(module, takes, label) if data_file is None and not bare else None
+    if not bare:
+        given = given or _from_file(str(data_file), takes)
+        given = _without_others(given, takes, module)
+    data = {} if bare else _accepted(given, takes)
     stem = file.stem if file else label.rpartition(".")[2]
     return Loaded(
         name=stem if function == "model" else f"{stem}_{function}",
@@ -74,7 +76,7 @@ def load(spec: str, data_file: str | None = None) -> Loaded:
         coords=_mapping(module, "coords", label),
         dims=_mapping(module, "dims", label),
         source=str(file or getattr(module, "__file__", None) or spec),
-        guide=_guide(module, function, data, label),
+        guide=None if bare else _guide(module, function, data, label),
     )
 
 
@@ -268,7 +270,9 @@ def _without_others(given: Given, takes: Takes, module: ModuleType) -> Given:
     if all(map(takes.accepts, given.values)):
         return given
     absent = [k for k in takes.parameters if k not in given.values]
-    models = [takes_of(f, "") for f in _defined(module).values() if states_a_model(f)]
+    beside = (f for f in vars(module).values() if callable(f) and not inspect.isclass(f))
+    others = [f for f in beside if not _is_numpyros(f) and states_a_model(f)]
+    models = [takes_of(f, "") for f in others]
     others = {name for other in models for name in other.parameters}
 
     def anothers(name):
@@ -282,6 +286,11 @@ def _accepted(given: Given, takes: Takes) -> dict[str, Any]:
     _refuse_unknown(given, takes)
     _refuse_absent(given, takes)
     return {name: _checked(name, given, takes) for name in given.values}
+
+
+def _is_numpyros(function: Callable) -> bool:
+    home = getattr(function_of(function), "__module__", None) or ""
+    return home.partition(".")[0] == "numpyro"
 
 
 def _checked(name: str, given: Given, takes: Takes):

@@ -278,7 +278,7 @@ class Model:
             found[k] = {"kind": "observed", "argument": next(same, None)}
         for k, entry in found.items():
             entry["shape"] = jnp.shape(self.trace[k]["value"])
-            prior = type(_innermost(self.trace[k]["fn"])).__name__
+            prior = type(_stated(self.trace[k]["fn"])).__name__
             entry["prior"] = prior.removesuffix("Probs").removesuffix("Logits")
         return {k: found[k] for k in self.trace if k in found}
 
@@ -419,7 +419,9 @@ class Model:
                 heights = jax.jit(jax.vmap(self.log_density))(jnp.stack(points))
             if not jnp.isfinite(heights).any():
                 raise
-            self.remarks += (f"{str(error).partition('; ')[0]}: the model must see to it",)
+            self.remarks += (
+                f"{str(error).partition('; ')[0]}: the model is trusted to impute or mask it",
+            )
 
     def _idle(self) -> np.ndarray:
         """The coordinates (d,) that nothing depends on: what masks leave of latents.
@@ -466,6 +468,14 @@ def _is_masked(fn: dist.Distribution) -> bool:
             return True
         fn = fn.base_dist
     return False
+
+
+def _stated(fn: dist.Distribution) -> dist.Distribution:
+    """A distribution without what plates, masks and events put around it."""
+    wrappers = dist.ExpandedDistribution | dist.Independent | dist.MaskedDistribution
+    while isinstance(fn, wrappers):
+        fn = fn.base_dist
+    return fn
 
 
 def _innermost(fn: dist.Distribution) -> dist.Distribution:
@@ -515,9 +525,10 @@ def _in_precision(value):
 
     (JAX 0.12 under jax_use_simplified_jaxpr_constants: 64-bit constants in 32-bit programs.)
     """
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "iufc":
+    if not isinstance(value, np.ndarray | Array) or value.dtype.kind not in "iufc":
         return value
-    return value.astype(jax.dtypes.canonicalize_dtype(value.dtype), copy=False)
+    dtype = jax.dtypes.canonicalize_dtype(value.dtype)
+    return value if value.dtype == dtype else value.astype(dtype)
 
 
 def _on_device(data: Mapping) -> dict:

@@ -76,7 +76,7 @@ def predict(
     """
     run = _run(run)
     saved = _fit(run, fit)
-    loaded = _loaded(model)
+    loaded = _loaded(model, bare=data is not None)
     arguments = _arguments(loaded, data)
     function, trace = _with_learned(run, loaded, arguments)
     rows = {k: jnp.arange(s["args"][0]) for k, s in trace.items() if s["type"] == "plate"}
@@ -192,13 +192,13 @@ def _labels(saved: xr.DataTree, values: Mapping) -> dict:
 # The model again
 
 
-def _loaded(model: Callable | str | Path | loading.Loaded) -> loading.Loaded:
+def _loaded(model: Callable | str | Path | loading.Loaded, bare: bool) -> loading.Loaded:
     if isinstance(model, loading.Loaded):
         return model
     if callable(model):
         name = getattr(model, "__name__", "model")
         return loading.Loaded(name, "", model, {}, {}, {}, "")
-    return loading.load(str(model))
+    return loading.load(str(model), bare=bare)
 
 
 def _arguments(loaded: loading.Loaded, data: Mapping | None) -> dict:

@@ -11,6 +11,7 @@ on their scale; tempering begins half from them, wide.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -117,13 +118,15 @@ def points(target: Target, key: Array, number: int) -> Array:
 
 class Climbs(NamedTuple):
     """A Gaussian for each climb: centre (n, d), a square root of its covariance (n, d, d), the
-    sds (n, d) that the curvature along each coordinate alone would give, and its ELBO (n,).
+    sds (n, d) that the curvature along each coordinate alone would give, its ELBO (n,), and
+    whether that curvature was finite.
     """
 
     centres: Array
     factors: Array
     scales: Array
     elbos: Array
+    whole: Array
 
     def frames(self, whole: bool) -> Frame:
         """Their local scales, a leading axis of climbs: the whole covariance, or each sd alone."""
@@ -140,7 +143,11 @@ def climbs(target: Target) -> Climbs | None:
     if "climbs" not in target.programs:
         near = from_some_rows(target)
         begin = points(target, jax.random.key(0), CLIMBS)
-        found = jax.jit(lambda zs: jax.lax.map(climber(near), zs))(begin)
+        found = jax.jit(lambda zs: jax.lax.map(climber(near, curvature_of(near)), zs))(begin)
+        if not found.whole[jnp.argmax(found.elbos)]:
+            # Second derivatives may be NaN where first ones are not: of sums over masked states.
+            rough = partial(curvature, near, differences, near.batch)
+            found = jax.jit(lambda zs: jax.lax.map(climber(near, rough), zs))(begin)
         finite = np.flatnonzero(np.isfinite(found.elbos))
         found = jax.tree.map(lambda x: x[finite], found) if len(finite) else None
         target.programs["climbs"] = (
@@ -191,14 +198,13 @@ class Climb(NamedTuple):
     step: Array
 
 
-def climber(target: Target):
+def climber(target: Target, curvature: Callable):
     """The climb from one point (d,): a function z -> the Gaussian of greatest ELBO on the way."""
     value_and_grad = jax.value_and_grad(target.log_density)
-    curvature = curvature_of(target)
     half = jax.random.normal(jax.random.key(1), (DRAWS // 2, target.dim))
     noise = jnp.concatenate([half, -half])
 
-    def gaussian(z, height, scale, values, vectors):
+    def gaussian(z, height, scale, values, vectors, whole):
         factor = scale[:, None] * vectors / jnp.sqrt(values)
         # Where terms so large cancel that only rounding is left, as of a Beta(1e18, 1e18), a
         # density is whatever comes out: a shift of next to nothing changes it.
@@ -210,11 +216,11 @@ def climber(target: Target):
         entropy += 0.5 * target.dim * (1 + jnp.log(2 * jnp.pi))
         elbo = finite_or_minus_inf(log_p[:-1]).mean() + entropy
         usable = jnp.abs(log_p[-1] - height) < ROUNDING
-        return Climbs(z, factor, scale, jnp.where(usable, elbo, -jnp.inf))
+        return Climbs(z, factor, scale, jnp.where(usable, elbo, -jnp.inf), whole)
 
     def advance(at):
-        scale, values, vectors = curvature(at.z)
-        here = gaussian(at.z, at.height, scale, values, vectors)
+        scale, values, vectors, whole = curvature(at.z)
+        here = gaussian(at.z, at.height, scale, values, vectors, whole)
         better = here.elbos > at.best.elbos
         along = vectors.T @ (scale * at.slope)
         dampings = jnp.append(at.damping * DAMPING, 0.0)  # the last is Newton's own step
@@ -238,7 +244,8 @@ def climber(target: Target):
 
     def climb(z):
         height, slope = value_and_grad(z)
-        nothing = Climbs(z, jnp.eye(target.dim), jnp.ones_like(z), jnp.array(-jnp.inf))
+        lowest, whole = jnp.array(-jnp.inf), jnp.array(True)
+        nothing = Climbs(z, jnp.eye(target.dim), jnp.ones_like(z), lowest, whole)
         zero = jnp.zeros((), int)
         begin = Climb(z, height, jnp.nan_to_num(slope), jnp.ones(()), nothing, zero, zero)
         going = lambda at: (at.step < STEPS) & (at.stale < PATIENCE)  # noqa: E731
@@ -247,40 +254,50 @@ def climber(target: Target):
     return climb
 
 
-def curvature_of(target: Target):
-    """The curvature at a point: scales (d,), and eigenvalues and vectors of −∇²log p on them.
+def curvature_of(target: Target) -> Callable:
+    """The curvature at a point by whichever derivative the density has; see `curvature`.
+
+    An ODE solver's own has no forward mode, a gamma distribution's cdf no second one.
+    """
+    for along in (forward, reverse, differences):
+        program = partial(curvature, target, along, target.batch)
+        with contextlib.suppress(TypeError, NotImplementedError):
+            written = jax.make_jaxpr(program)(jnp.zeros(target.dim))
+            # XLA (JAX 0.12) lays FFTs in a batch out as eigh likes it; on a CPU it refuses then.
+            return partial(curvature, target, along, None) if " fft[" in str(written) else program
+    raise AssertionError("a density that has a slope has differences of it")
+
+
+def curvature(target: Target, along: Callable, batch: int | None, z: Array) -> tuple:
+    """Scales (d,), eigenvalues and vectors of −∇²log p on them, and whether all is finite.
 
     Scales are 1 / √|∂²| and eigenvalues are made positive, so that a climb leaves saddles too.
     """
     slope = jax.grad(target.log_density)
+    rows = jax.lax.map(lambda e: along(slope, z, e), jnp.eye(target.dim), batch_size=batch)
+    finite = jnp.isfinite(rows)
+    hessian = -jnp.where(finite, rows, 0.0)
+    size = jnp.abs(jnp.diagonal(hessian))
+    scale = jnp.where(size > 0, 1 / jnp.sqrt(jnp.where(size > 0, size, 1.0)), 1.0)
+    scaled = scale[:, None] * hessian * scale
+    values, vectors = jnp.linalg.eigh((scaled + scaled.T) / 2)
+    return scale, jnp.maximum(jnp.abs(values), LEAST_CURVATURE), vectors, finite.all()
 
-    def forward(z, basis):
-        return jax.jvp(slope, (z,), (basis,))[1]
 
-    def reverse(z, basis):
-        return jax.grad(lambda x: slope(x) @ basis)(z)
+def forward(slope: Callable, z: Array, basis: Array) -> Array:
+    """The derivative of a slope along a vector, by forward mode."""
+    return jax.jvp(slope, (z,), (basis,))[1]
 
-    def differences(z, basis):
-        size = jnp.finfo(z.dtype).eps ** (1 / 3) * jnp.maximum(1.0, jnp.abs(z @ basis))
-        return (slope(z + size * basis) - slope(z - size * basis)) / (2 * size)
 
-    def curvature(along, batch, z):
-        rows = jax.lax.map(lambda e: along(z, e), jnp.eye(target.dim), batch_size=batch)
-        hessian = -jnp.where(jnp.isfinite(rows), rows, 0.0)
-        size = jnp.abs(jnp.diagonal(hessian))
-        scale = jnp.where(size > 0, 1 / jnp.sqrt(jnp.where(size > 0, size, 1.0)), 1.0)
-        scaled = scale[:, None] * hessian * scale
-        values, vectors = jnp.linalg.eigh((scaled + scaled.T) / 2)
-        return scale, jnp.maximum(jnp.abs(values), LEAST_CURVATURE), vectors
+def reverse(slope: Callable, z: Array, basis: Array) -> Array:
+    """The derivative of a slope along a vector, by reverse mode."""
+    return jax.grad(lambda x: slope(x) @ basis)(z)
 
-    # An ODE solver's own derivative has no forward mode, a gamma distribution's cdf no second one.
-    for along in (forward, reverse, differences):
-        program = partial(curvature, along, target.batch)
-        with contextlib.suppress(TypeError, NotImplementedError):
-            written = jax.make_jaxpr(program)(jnp.zeros(target.dim))
-            # XLA (JAX 0.12) lays FFTs in a batch out as eigh likes it; on a CPU it refuses then.
-            return partial(curvature, along, None) if " fft[" in str(written) else program
-    raise AssertionError("a density that has a slope has differences of it")
+
+def differences(slope: Callable, z: Array, basis: Array) -> Array:
+    """The derivative of a slope along a unit vector, by central differences."""
+    size = jnp.finfo(z.dtype).eps ** (1 / 3) * jnp.maximum(1.0, jnp.abs(z @ basis))
+    return (slope(z + size * basis) - slope(z - size * basis)) / (2 * size)
 
 
 def frame(target: Target, whole: bool) -> Frame:

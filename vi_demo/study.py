@@ -172,9 +172,7 @@ def family_for(target: Target, guide: str) -> tuple[guides.Family, tuple[str, ..
     remarks = target.remarks if target.draws is None else ()  # of draws their reference tells
     if target.parameters:
         names = ", ".join(target.parameters)
-        remarks += (
-            f"the model's parameters were learned by SVI, and this is given them: {names}",
-        )
+        remarks += (f"learned by SVI first, and held in what follows: {names}",)
     if guide == "full_rank" and target.dim > guides.MOST_FULL_RANK:
         numbers = target.dim * (target.dim + 3) // 2
         remarks += (

@@ -53,7 +53,8 @@ def judge(
     if not (wrong or doubt or unsettled) and close(figures):
         return Verdict("reliable", passed(figures), ADVICE["reliable"])
     if not carried:
-        return Verdict("unreliable", (*weak, *wrong, *doubt, *unsettled), ADVICE["weights"])
+        advice = ADVICE["weights" if method == "none" else "weights_or_reference"]
+        return Verdict("unreliable", (*weak, *wrong, *doubt, *unsettled), advice)
     if doubt:
         return Verdict("unreliable", (*doubt, *wrong, *unsettled), ADVICE["unchecked"])
     if wrong or unsettled:
@@ -71,10 +72,14 @@ ADVICE = {
         "Do not use it. Compare the forward_kl fit, which covers all modes, or use the "
         "reference's draws; one Gaussian cannot be on several modes and narrow."
     ),
+    "weights_or_reference": (
+        "Do not use it, weighted or not. Reparametrise the model so that its posterior is closer "
+        "to a Gaussian (non-centred hierarchies, log scales), or use the reference's draws."
+    ),
     "missed_forward": "Do not use it. Use the reference's draws.",
     "weights": (
         "Do not use it, weighted or not. Reparametrise the model so that its posterior is closer "
-        "to a Gaussian (non-centred hierarchies, log scales), or use the reference's draws."
+        "to a Gaussian (non-centred hierarchies, log scales)."
     ),
     "unchecked": (
         "Nothing was found against it from its own side, which is not enough. Run it with a "

@@ -42,6 +42,7 @@ MEAN_ERROR = 0.007  # posterior sds
 MEAN_ERROR_TOLERATED = 0.02  # where better is dear: by SMC, or after the last round
 KHAT = 0.7
 SECONDS = 90.0  # after which no more SMC populations are begun, and one is given up
+WEIGHING = 45.0  # more, for the guide's own draws to be weighed after that
 NO_SMC = "its weights were refused, and with so many rows SMC is out of reach"
 SHORT = "SMC was stopped short of the target, after {} temperatures: its draws are too wide"
 NEARLY_CONSTANT = 0.95  # ESS / draws above which k-hat says nothing
@@ -75,6 +76,7 @@ class State(NamedTuple):
     yield_: float  # effective draws a draw of the guide
     evaluations: dict[str, int]
     began: float  # on the clock
+    each: float = 1e-6  # seconds a draw of the guide took
     short: str = ""  # that SMC stopped short of the target, if it did
 
     @property
@@ -153,6 +155,7 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
         return spend(state, tempered.evaluations)
 
     def from_guide(state, key):
+        began = time.perf_counter()
         noise = normal_noise(key, number_of_draws(state), target.dim, whiten=False)
         points, log_shares = draw(state.params, noise)  # shares: of mass over density
         log_p = np.asarray(target.log_densities(points))
@@ -160,7 +163,8 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
         log_z = float(logsumexp(log_weights))
         state = spend(state, {"log_density": len(points), "gradient": 0})
         log_weights, khat = smoothed(log_weights)
-        state = state._replace(khat=khat)
+        each = (time.perf_counter() - began) / len(points)
+        state = state._replace(khat=khat, each=each)
         if dear and not khat < KHAT:
             state = state._replace(short=NO_SMC)
         elif not khat < KHAT:
@@ -174,6 +178,7 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
     def number_of_draws(state):
         missing = (1 / MEAN_ERROR**2 - state.ess) / state.yield_
         least, most = (target.affordable(n, SECONDS / 2) for n in DRAWS)
+        most = max(least, min(most, int(WEIGHING / 2 / state.each)))
         # A power of two, as Sobol sequences have it.
         return 2 ** int(np.log2(np.clip(2 ** np.ceil(np.log2(max(missing, 1))), least, most)))
 
@@ -202,8 +207,9 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
             return Assessment("failed", 1.0, text)
         if target.draws is not None:
             return Assessment("converged", 1.0, text)
-        late = time.perf_counter() - state.began > SECONDS
-        last = state.rounds >= MAX_ROUNDS or (late and (dear or state.source == "smc"))
+        more = 0.0 if dear or state.source == "smc" else WEIGHING
+        late = time.perf_counter() - state.began > SECONDS + more
+        last = state.rounds >= MAX_ROUNDS or late
         error = MEAN_ERROR_TOLERATED if last or state.source == "smc" else MEAN_ERROR
         if last and state.short and (dear or not state.weighted):
             return Assessment("stopped", 1.0, text)

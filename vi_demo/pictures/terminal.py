@@ -89,7 +89,9 @@ def heading(summary: dict) -> str:
     first = f"[bold]{escape(model['name'])}[/]: {model['dim']} dimension{plural} ({escape(sites)})"
     method = f"reference by {reference['method']}"
     if reference["method"] == "none":
-        return f"{first}\nno reference: what lies beyond the guide's own draws goes unseen\n"
+        why = "; ".join(reference["reasons"])
+        nothing = "no reference: what lies beyond the guide's own draws goes unseen"
+        return f"{first}\n{nothing}\n[dim]{escape(why)}[/]\n"
     evidence = reference["log_evidence"]
     if evidence["value"] is not None:
         method += f", log evidence {number(evidence['value'])} ± {evidence['mcse']:.2g}"

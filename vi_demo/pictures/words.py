@@ -45,4 +45,4 @@ def with_error(estimate: dict | None) -> str:
     if error < 5e-4:
         return number(estimate["value"], 3)
     digits = int(np.clip(1 - np.floor(np.log10(error)), 0, 3))
-    return f"{number(estimate['value'], digits)} ± {error:.{digits}f}"
+    return f"{number(estimate['value'], digits)} ± {number(error, digits)}"

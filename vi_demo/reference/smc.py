@@ -92,9 +92,9 @@ def temper(
     while settled < SETTLING and stuck < STUCK and temperatures < MAX_TEMPERATURES:
         if temperatures == 1:
             began = time.perf_counter()  # compiling does not count
+        settled += (done := bool((populations.beta >= 1).all()))
         if time.perf_counter() - began > seconds and not done:
             break
-        settled += (done := bool((populations.beta >= 1).all()))
         key, step_key = jax.random.split(key)
         populations = raise_temperature(jax.random.split(step_key, runs), populations)
         temperatures += 1
