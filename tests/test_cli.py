@@ -304,7 +304,7 @@ print(loaded.data["x"].dtype, float(loaded.model.__globals__["TOP"]))
 
 
 def test_single_precision_where_a_model_asks_for_it(monkeypatch, capsys):
-    """What mixes both is done again, and it is said; here only that, as others need the doubles."""
+    """The work is done again, and it is said; the switch itself is left, as others need doubles."""
     done = []
     monkeypatch.setattr(jax.config, "update", lambda *setting: done.append(setting))
 
