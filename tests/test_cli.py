@@ -219,7 +219,7 @@ BAD_MODELS = {
         + "def data(): return {'y': [1.0, float('nan')]}\ndef model(y):\n"
         + "    x = numpyro.sample('x', dist.Normal(0, 1))\n"
         + "    numpyro.sample('y', dist.Normal(x, 1), obs=y)\n",
-        r"bad: y\[1\] is nan.*drop or impute",
+        r"y\[1\] is nan.*drop or impute",
     ),
     "nothing latent": (
         NORMAL + "def model():\n    numpyro.sample('y', dist.Normal(0, 1), obs=1.0)\n",
@@ -304,7 +304,7 @@ print(loaded.data["x"].dtype, float(loaded.model.__globals__["TOP"]))
 
 
 def test_single_precision_where_a_model_asks_for_it(monkeypatch, capsys):
-    """The work is done again, and it is said; the switch itself is left, as others need doubles."""
+    """The work is done again, and it is said. The switch is a stand-in: others need doubles."""
     done = []
     monkeypatch.setattr(jax.config, "update", lambda *setting: done.append(setting))
 

@@ -423,7 +423,6 @@ def test_missing_values_that_the_model_sees_to(capsys):
     assert said == "model: x[1] is nan (and 1 more): the model is trusted to impute or mask it"
 
 
-@pytest.mark.filterwarnings("ignore:Out-of-support")
 @pytest.mark.parametrize(
     ("value", "words"),
     [

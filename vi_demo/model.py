@@ -335,7 +335,9 @@ class Model:
         for last in (False, True):
             try:
                 self.idle = np.zeros(self.dim, bool)
-                return jax.eval_shape(self.log_density, jnp.zeros(self.dim))
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of values outside a support: said later
+                    return jax.eval_shape(self.log_density, jnp.zeros(self.dim))
             except InputError:
                 raise
             except jax.errors.TracerArrayConversionError as error:
