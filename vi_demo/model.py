@@ -1,13 +1,10 @@
 """A NumPyro model as functions of one point of R^d, found by running it once.
 
-The program touches NumPyro's handlers here and nowhere else. What in a model stops it is told
-here too: an `InputError` names the site and the remedy.
+What stops a model is told by an `InputError` with the site and the remedy, see `refusals`.
 """
 
 from __future__ import annotations
 
-import inspect
-import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -21,9 +18,7 @@ import numpyro
 import numpyro.distributions as dist
 from jax import Array
 from numpyro import handlers
-from numpyro.distributions import constraints
 from numpyro.distributions.transforms import biject_to
-from numpyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from numpyro.infer.initialization import init_to_sample, init_to_uniform
 from numpyro.infer.util import (
     compute_log_probs,
@@ -34,7 +29,20 @@ from numpyro.infer.util import (
 from numpyro.primitives import Messenger
 
 from vi_demo.data import finite
-from vi_demo.errors import InputError, MixedPrecision, place_of, text_of
+from vi_demo.errors import InputError
+from vi_demo.refusals import refuse_misfit, refuse_unusable, stopped_by, where
+from vi_demo.sites import (
+    brief,
+    has_density,
+    innermost,
+    is_array,
+    is_masked,
+    parameters_of,
+    stated,
+    transform_of,
+    unravel,
+    words_of,
+)
 
 CHUNK = 8192  # rows of a subsampled plate that are looked at together
 FLAT_LOOKS = 3  # points at which a gradient of exactly zero means that nothing depends on it
@@ -84,7 +92,7 @@ class Model:
     """
 
     def __init__(self, model: Callable, data: Mapping, name: str, key: Array):
-        _refuse_misfit(model, data, name)
+        refuse_misfit(model, data, name)
         self.name, self.key = name, key
         self.held: dict = {}  # parameters that were learned
         self.data = {k: _in_precision(v) for k, v in data.items()}
@@ -106,8 +114,8 @@ class Model:
         self.discrete = {k: s for k, s in hidden.items() if s["fn"].support.is_discrete}
         self.latent = {k: s for k, s in hidden.items() if k not in self.discrete}
         self.given = {k: s for k, s in samples.items() if s["is_observed"]}
-        _refuse_unusable(self)
-        self.parameters = _parameters(trace)
+        refuse_unusable(name, trace, self.latent, self.discrete)
+        self.parameters = parameters_of(trace)
         self.shapes = {
             k: jnp.shape(biject_to(site["fn"].support).inv(site["value"]))
             for k, site in self.latent.items()
@@ -127,7 +135,7 @@ class Model:
     @property
     def learned(self) -> dict:
         """The parameters that are held, on the model's own scale."""
-        return {k: _transform(self.trace[k])(v) for k, v in self.held.items()}
+        return {k: transform_of(self.trace[k])(v) for k, v in self.held.items()}
 
     def called(self) -> None:
         """The model run on its data, as the user wrote it."""
@@ -157,7 +165,7 @@ class Model:
         values = constrain_fn(
             model, (), {}, self.unravel(z), return_deterministic=not self.discrete
         )
-        return {k: values[k] for k in self.trace if k in values and _is_array(values[k])}
+        return {k: values[k] for k in self.trace if k in values and is_array(values[k])}
 
     def unconstrain(self, values: Mapping) -> Array:
         """The point of R^d at which the latent sites have these values."""
@@ -226,7 +234,7 @@ class Model:
         """The model at these values of its parameters, else at those of the first run."""
         values = {k: s["value"] for k, s in self.trace.items() if s["type"] == "param"}
         for k, v in {**self.held, **(parameters or {})}.items():
-            values[k] = _transform(self.trace[k])(v)
+            values[k] = transform_of(self.trace[k])(v)
         model = handlers.substitute(model, data=values) if values else model
         return handlers.seed(model, self.key) if seeded else model
 
@@ -254,7 +262,7 @@ class Model:
         return {
             k: np.asarray(site["value"])
             for k, site in self.given.items()
-            if not isinstance(_innermost(site["fn"]), dist.Unit)
+            if not isinstance(innermost(site["fn"]), dist.Unit)
         }
 
     @property
@@ -272,13 +280,13 @@ class Model:
         found = {}
         for k, site in {**self.latent, **self.discrete}.items():
             kind = "latent" if k in self.latent else "discrete, summed out"
-            found[k] = {"kind": kind, "support": _words(site["fn"].support)}
+            found[k] = {"kind": kind, "support": words_of(site["fn"].support)}
         for k, value in self.observed.items():
             same = (a for a, v in self.data.items() if _same(v, value))
             found[k] = {"kind": "observed", "argument": next(same, None)}
         for k, entry in found.items():
             entry["shape"] = jnp.shape(self.trace[k]["value"])
-            prior = type(_stated(self.trace[k]["fn"])).__name__
+            prior = type(stated(self.trace[k]["fn"])).__name__
             entry["prior"] = prior.removesuffix("Probs").removesuffix("Logits")
         return {k: found[k] for k in self.trace if k in found}
 
@@ -311,7 +319,7 @@ class Model:
             values = {k: v for k, v in self.constrain(z).items() if k in self.latent}
             model = handlers.substitute(self.on_all_rows(), data=values)
             site = handlers.trace(model).get_trace()[name]
-        fn = _innermost(site["fn"])
+        fn = innermost(site["fn"])
         if isinstance(fn, dist.Unit):
             return f"a factor of {brief(fn.log_factor)}"
         given = {k: getattr(fn, k, None) for k in fn.arg_constraints}
@@ -322,7 +330,7 @@ class Model:
     def proper(self) -> bool:
         """Whether the prior is proper and can be drawn from, as far as can be told."""
         sites = self.latent.values()
-        if any(site["scale"] is not None or not _has_density(site["fn"]) for site in sites):
+        if any(site["scale"] is not None or not has_density(site["fn"]) for site in sites):
             return False
         try:
             jax.eval_shape(self.draw_prior, self.key)
@@ -432,14 +440,14 @@ class Model:
         each, which changes no other. Any other site that nothing depends on is refused, as its
         posterior cannot be normalised.
         """
-        if all(_has_density(site["fn"]) for site in self.latent.values()):
+        if all(has_density(site["fn"]) for site in self.latent.values()):
             return np.zeros(self.dim, bool)
         points = 0.3 * jax.random.normal(self.key, (FLAT_LOOKS, self.dim))
         slopes = jax.jit(jax.vmap(jax.grad(self.log_density)))(points)
         flat = np.asarray((slopes == 0).all(0))
         for k, part in unravel(flat, self.shapes).items():
             imputed = k.endswith("_unobserved") and k.removesuffix("_unobserved") in self.trace
-            padding = _is_masked(self.latent[k]["fn"]) and not part.all()
+            padding = is_masked(self.latent[k]["fn"]) and not part.all()
             if part.any() and not imputed and not padding:
                 raise InputError(
                     f"{self.name}: nothing depends on site '{k}', so its density is flat and "
@@ -459,67 +467,10 @@ class Model:
         return {k: v for k, v in parameters.items() if moved[k]}
 
 
-def _has_density(fn: dist.Distribution) -> bool:
-    """Whether a distribution is neither improper nor masked."""
-    return not _is_masked(fn) and not isinstance(_innermost(fn), dist.ImproperUniform)
-
-
-def _is_masked(fn: dist.Distribution) -> bool:
-    while hasattr(fn, "base_dist"):
-        if isinstance(fn, dist.MaskedDistribution) and fn._mask is not True:
-            return True
-        fn = fn.base_dist
-    return False
-
-
-def _stated(fn: dist.Distribution) -> dist.Distribution:
-    """A distribution without what plates, masks and events put around it."""
-    wrappers = dist.ExpandedDistribution | dist.Independent | dist.MaskedDistribution
-    while isinstance(fn, wrappers):
-        fn = fn.base_dist
-    return fn
-
-
-def _innermost(fn: dist.Distribution) -> dist.Distribution:
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return fn
-
-
-def _words(support) -> str:
-    """A constraint as people say it: `positive`, `real vector`."""
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    words = repr(support).partition("(")[0].partition(" object at ")[0]
-    words = words.rpartition(".")[2].strip("<>_")
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", words).lower().replace("_", " ")
-
-
 def _same(argument, value) -> bool:
     """Whether an argument of the model is what was observed."""
     same_shape = hasattr(argument, "shape") and jnp.shape(argument) == np.shape(value)
     return same_shape and np.array_equal(np.asarray(argument), value)
-
-
-def _is_array(value) -> bool:
-    """Whether a site's value can be stored: numbers, not random keys or objects."""
-    return hasattr(value, "dtype") and not jnp.issubdtype(value.dtype, jax.dtypes.extended)
-
-
-def _transform(site):
-    """From R to where a numpyro.param site may lie."""
-    return biject_to(site["kwargs"].get("constraint", constraints.real))
-
-
-def _parameters(trace: Mapping) -> dict:
-    """The values of numpyro.param sites on R^n, in the precision that all is computed in.
-
-    Networks begin in single precision whatever that is, and an optimiser keeps to one of them.
-    """
-    found = {k: site for k, site in trace.items() if site["type"] == "param"}
-    values = {k: _transform(site).inv(site["value"]) for k, site in found.items()}
-    precise = lambda x: x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else x  # noqa: E731
-    return jax.tree.map(lambda x: precise(jnp.asarray(x)), values)
 
 
 def _in_precision(value):
@@ -556,212 +507,3 @@ def traced(model: Callable, key: Array, name: str, remedy: str = "") -> dict:
         except Exception as error:
             stopped = stopped or error
     raise stopped_by(stopped, name, remedy) from stopped
-
-
-def _refuse_misfit(model, data, name):
-    """Data that the model cannot be called with, before NumPyro's handlers hide whose fault."""
-    try:
-        inspect.signature(model).bind(**data)
-    except TypeError as error:
-        raise InputError(f"{name}: {error}; data are the keyword arguments of model.") from error
-    except ValueError:
-        pass  # some callables do not say what they take
-
-
-def _refuse_unusable(model: Model) -> None:
-    name = model.name
-    if not model.latent:
-        raise InputError(
-            f"{name}: the model has no continuous latent site, so there is no posterior to fit; "
-            "give at least one numpyro.sample without obs."
-        )
-    for k, site in model.trace.items():
-        if site["type"] == "mutable":
-            raise InputError(
-                f"{name}: '{k}' changes with every run of the model (numpyro.contrib.module's "
-                "mutable state, batch norm say), so there is no one density; leave it out."
-            )
-    for k, site in model.latent.items():
-        if isinstance(site["value"], jax.core.Tracer):
-            raise InputError(
-                f"{name}: site '{k}' is drawn inside a loop or function that JAX compiles, where "
-                "NumPyro cannot see it; use numpyro.contrib.control_flow.scan in place of "
-                "jax.lax.scan, and no jax.jit inside the model."
-            )
-        if isinstance(_innermost(site["fn"]), dist.Delta):
-            raise InputError(
-                f"{name}: site '{k}' is a Delta, which has no density; "
-                "use numpyro.deterministic for what is computed."
-            )
-        if 0 in jnp.shape(site["value"]):
-            raise InputError(
-                f"{name}: site '{k}' has shape {jnp.shape(site['value'])}, so it holds nothing; "
-                "are the data empty?"
-            )
-    for k, site in model.discrete.items():
-        if not site["fn"].has_enumerate_support:
-            raise InputError(
-                f"{name}: site '{k}' is a discrete latent with endlessly many values "
-                f"({type(_innermost(site['fn'])).__name__}), which cannot be summed out; "
-                "sum it out of the model by hand, or cut it off."
-            )
-        first = np.min(site["fn"].enumerate_support(expand=False))
-        if first != 0:
-            raise InputError(
-                f"{name}: the values of discrete site '{k}' begin at {first}, and NumPyro sums "
-                "from 0 up; draw it from 0 up, and add the rest where it is used."
-            )
-    if model.discrete:
-        _refuse_loose_batches(model)
-
-
-def _refuse_loose_batches(model: Model) -> None:
-    """Enumeration takes dimensions left of all plates: what is batched must be in a plate."""
-    for k, site in model.trace.items():
-        if site["type"] != "sample":
-            continue
-        shape = jnp.shape(site["fn"].log_prob(site["value"]))
-        plates = {f.dim for f in site["cond_indep_stack"]}
-        loose = [-i for i, n in enumerate(reversed(shape), 1) if n > 1 and -i not in plates]
-        if loose and not site.get("_control_flow_done"):
-            raise InputError(
-                f"{model.name}: site '{k}' has a batch of shape {shape} outside of a plate, and "
-                f"'{next(iter(model.discrete))}' is to be summed out; put it in a numpyro.plate, "
-                "or add .to_event()."
-            )
-
-
-def entry_names(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """A name for each entry of named arrays: `theta[3]` for the fourth of theta."""
-    return [
-        f"{k}[{', '.join(map(str, index))}]" if shape else k
-        for k, shape in shapes.items()
-        for index in np.ndindex(shape)
-    ]
-
-
-def brief(values) -> str:
-    """A few numbers in a few characters: the first that is not finite, or from least to most."""
-    values = np.ravel(np.asarray(values, dtype=float))
-    bad = values[~np.isfinite(values)]
-    if len(bad) or not len(values):
-        return f"{bad[0]:g}" if len(bad) else "nothing"
-    low, high = values.min(), values.max()
-    return f"{low:.4g}" if low == high else f"{low:.4g}…{high:.4g}"
-
-
-class Guide:
-    """A guide that the user wrote, as functions on R^d: draws with their log density.
-
-    Its parameters, and those of the model, are unconstrained and by name.
-    """
-
-    def __init__(self, model: Model, guide: Callable):
-        _refuse_misfit(guide, model.data, f"{model.name}: guide")
-        self.model, self._guide = model, guide
-        trace = traced(self.called, model.key, f"{model.name}: guide")
-        self.trace = trace
-        self.parameters = _parameters(trace)
-        _refuse_mismatch(self)
-
-    def called(self):
-        """The guide run on the model's data, on all rows of every plate."""
-        rows = {k: jnp.arange(n) for k, (n, _) in self.model.subsampled.items()}
-        return Rows(lambda: self._guide(**self.model.data), rows)()
-
-    def draw(self, parameters: Mapping, key: Array) -> tuple[Array, Array]:
-        """A draw on R^d and its log density in nats."""
-        guide = handlers.seed(self._with(parameters), key)
-        trace = handlers.trace(guide).get_trace()
-        values = {k: trace[k]["value"] for k in self.model.latent}
-        z = self.model.unconstrain(values)
-        return z, self.log_prob(parameters, z)
-
-    def log_prob(self, parameters: Mapping, z: Array) -> Array:
-        """The log density at a point of R^d in nats."""
-        sites = self.model.unravel(z)
-        values = self.model.constrain(z)
-        values = {k: values[k] for k in self.model.latent}
-        guide = handlers.seed(self._with(parameters), self.model.key)
-        terms = compute_log_probs(guide, (), {}, values)[0]
-        run = handlers.substitute(self.model.on_all_rows(), data=values)
-        supports = {
-            k: s["fn"].support for k, s in handlers.trace(run).get_trace().items() if k in values
-        }
-        jacobians = (
-            biject_to(supports[k]).log_abs_det_jacobian(sites[k], values[k]).sum() for k in values
-        )
-        return sum(terms.values()) + sum(jacobians)
-
-    def elbo(self, particles: int):
-        """NumPyro's estimator: with closed forms of KL where no latent depends on another."""
-        from numpyro.infer.inspect import get_dependencies
-
-        parents = get_dependencies(self.model.on_all_rows())["prior_dependencies"]
-        apart = all(set(parents.get(k, ())) <= {k} for k in self.model.latent)
-        return (TraceMeanField_ELBO if apart else Trace_ELBO)(num_particles=particles)
-
-    def pair(self) -> tuple[Callable, Callable]:
-        """Model and guide as NumPyro's SVI takes them, plates subsampled as they were written."""
-        return self.model.called, lambda: self._guide(**self.model.data)
-
-    def _with(self, parameters):
-        values = {
-            k: _transform(self.trace[k])(v) for k, v in parameters.items() if k in self.trace
-        }
-        return handlers.substitute(self.called, data=values)
-
-
-def _refuse_mismatch(guide: Guide) -> None:
-    name, model = guide.model.name, guide.model
-    drawn = {k: s for k, s in guide.trace.items() if s["type"] == "sample"}
-    for k, site in drawn.items():
-        if isinstance(_innermost(site["fn"]), dist.Delta):
-            raise InputError(
-                f"{name}: guide: site '{k}' is a Delta, which has no density to compare with; "
-                "use a distribution that has one, or --guide diagonal or full_rank."
-            )
-        if k not in model.latent:
-            raise InputError(
-                f"{name}: guide: site '{k}' is not a latent site of the model "
-                f"({', '.join(model.latent)}); rename it, or leave it out."
-            )
-        if jnp.shape(site["value"]) != jnp.shape(model.latent[k]["value"]):
-            raise InputError(
-                f"{name}: guide: site '{k}' has shape {jnp.shape(site['value'])} and "
-                f"{jnp.shape(model.latent[k]['value'])} in the model; give it the same."
-            )
-    missing = [k for k in model.latent if k not in drawn]
-    if missing:
-        raise InputError(
-            f"{name}: guide: it draws no {', '.join(map(repr, missing))}, which the model has; "
-            "add a numpyro.sample for it."
-        )
-    if model.discrete:
-        raise InputError(
-            f"{name}: guide: '{next(iter(model.discrete))}' is summed out of the model, which a "
-            "guide of your own cannot do; use --guide full_rank."
-        )
-
-
-def unravel(z: Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
-    """One point (d,) cut into named arrays, in the order of `shapes`."""
-    sizes = [int(np.prod(shape, dtype=int)) for shape in shapes.values()]
-    parts = jnp.split(z, np.cumsum(sizes)[:-1])
-    return {k: part.reshape(s) for (k, s), part in zip(shapes.items(), parts, strict=True)}
-
-
-def stopped_by(error: Exception, name: str, remedy: str = "") -> InputError:
-    """What is said of an exception in the user's model."""
-    mixed = isinstance(error, TypeError) and "must have equal types" in str(error)
-    if mixed and jax.config.read("jax_enable_x64"):
-        return MixedPrecision(
-            f"{name}: the model mixes 32-bit numbers with 64-bit ones{place_of(error)}; leave "
-            "their dtypes to JAX, or compute in single precision, without jax_enable_x64."
-        )
-    return InputError(f"{name}: the model stopped with {where(error)}{remedy}")
-
-
-def where(error: Exception) -> str:
-    """An exception of the user's code in one line: what, where in their code, and its words."""
-    return f"{type(error).__name__}{place_of(error)}: {text_of(error)}"

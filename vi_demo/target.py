@@ -29,7 +29,9 @@ from numpyro.distributions import constraints
 from vi_demo import draws as drawn
 from vi_demo import supports
 from vi_demo.errors import InputError
-from vi_demo.model import CHUNK, Guide, Model, entry_names, unravel
+from vi_demo.model import CHUNK, Model
+from vi_demo.own_guide import Guide
+from vi_demo.sites import entry_names, unravel
 
 BATCH = 1024  # points evaluated at once, at most
 LEAST_A_CHAIN = 4  # draws, for an effective number of them

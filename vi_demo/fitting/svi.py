@@ -30,7 +30,7 @@ from numpyro.infer.svi import SVIState
 from vi_demo import starts
 from vi_demo.fitting.runner import Assessment, Fit, Fitter, Report, choose, run, silent
 from vi_demo.guides import Family, own
-from vi_demo.model import Guide
+from vi_demo.own_guide import Guide
 from vi_demo.target import Target, finite_or_minus_inf
 
 STARTS = 8
