@@ -1486,7 +1486,7 @@ def nowhere_finite():
     return model, {}
 
 
-@refused("'y'")
+@refused("y[1] is nan")
 def missing_in_data():
     """A number in the data is not one."""
     return normal, {"y": np.array([0.1, np.nan, 0.2])}

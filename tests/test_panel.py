@@ -31,7 +31,7 @@ def test_there_are_enough():
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_in_one_line(name):
     with pytest.raises(InputError) as refusal:
-        starts.points(read(name), jax.random.key(0), 2, candidates=4)
+        starts.points(read(name), jax.random.key(0), 2)
     assert PANEL[name].words in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
