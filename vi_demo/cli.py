@@ -22,6 +22,7 @@ from vi_demo.errors import InputError, MixedPrecision
 FITS = ("reverse_kl", "forward_kl")  # unless others are asked for
 GUIDES = ("diagonal", "full_rank", "mixture:K", "own")
 REFERENCES = ("auto", "quadrature", "smc", "nuts", "none")
+DATA = "csv, json, npz, netCDF, zarr or Parquet; names = model arguments."
 CACHE_SWITCH = "VI_DEMO_CACHE"
 NO_USABLE_FIT, INTERRUPTED = 3, 130
 
@@ -125,7 +126,9 @@ def vi_demo() -> None:
 
 @vi_demo.command(epilog=divergences_help())
 @click.argument("model")
-@click.option("--data", metavar="FILE", help="csv, json, npz or netCDF; names = model arguments.")
+@click.option(
+    "--data", metavar="FILE", help="csv, json, npz, netCDF, zarr or Parquet; names = arguments."
+)
 @click.option(
     "--fit",
     "fits",
@@ -225,7 +228,9 @@ def run(model, data, fits, out, as_json, quiet, strict, debug, **settings) -> in
 
 @vi_demo.command()
 @click.argument("model")
-@click.option("--data", metavar="FILE", help="csv, json, npz or netCDF; names = model arguments.")
+@click.option(
+    "--data", metavar="FILE", help="csv, json, npz, netCDF, zarr or Parquet; names = arguments."
+)
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def check(model, data, debug) -> None:
     """Say what MODEL is made of and which divergences can be fitted to it.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from vi_demo.data import listed
-from vi_demo.errors import InputError, text_of
+from vi_demo.errors import InputError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -64,22 +64,20 @@ def read(name: str | Path) -> xr.DataTree:
     """The posterior group of an ArviZ file, netCDF or zarr, in memory."""
     import xarray as xr
 
+    from vi_demo import results
+
     path = Path(name).expanduser()
     if path.suffix not in ENGINES or not path.exists():
         raise InputError(
             f"no such file of draws: '{name}'; give ArviZ's netCDF (.nc) or zarr (.zarr)."
         )
-    try:
-        with xr.open_datatree(path, engine=ENGINES[path.suffix]) as tree:
-            check_posterior(tree, str(name))
-            posterior = tree["posterior"].to_dataset().load()
-    except InputError:
-        raise
-    except Exception as error:  # no reader says what all a damaged file can make it raise
-        raise InputError(
-            f"{name} cannot be read ({text_of(error).partition('. ')[0]}); check the file, or "
-            "write it anew with ArviZ's to_netcdf or to_zarr."
-        ) from error
+
+    def taken(tree):
+        check_posterior(tree, str(name))
+        return tree["posterior"].to_dataset().load()
+
+    remedy = "check the file, or write it anew with ArviZ's to_netcdf or to_zarr."
+    posterior = results.read_tree(path, ENGINES[path.suffix], taken, remedy)
     return xr.DataTree(children={"posterior": xr.DataTree(posterior)})
 
 

@@ -271,9 +271,8 @@ def _without_others(given: Given, takes: Takes, module: ModuleType) -> Given:
         return given
     absent = [k for k in takes.parameters if k not in given.values]
     beside = (f for f in vars(module).values() if callable(f) and not inspect.isclass(f))
-    others = [f for f in beside if not _is_numpyros(f) and states_a_model(f)]
-    models = [takes_of(f, "") for f in others]
-    others = {name for other in models for name in other.parameters}
+    models = [f for f in beside if not _is_numpyros(f) and states_a_model(f)]
+    others = {name for model in models for name in takes_of(model, "").parameters}
 
     def anothers(name):
         return name in others and not takes.accepts(name) and not close_to(name, absent)

@@ -75,17 +75,24 @@ def load(folder: str | Path) -> xr.DataTree:
     file = file / POSTERIOR if file.is_dir() else file
     if not file.is_file():
         raise InputError(f"{folder} holds no {POSTERIOR}; make a run with vi-demo run.")
+
+    def whole(tree):
+        check_version(tree, str(file))
+        return tree.load()
+
+    return read_tree(file, "h5netcdf", whole, "make the run anew with vi-demo run.")
+
+
+def read_tree(file: Path, engine: str, take: Callable, remedy: str):
+    """What `take` has of the tree in a file; a file that cannot be read is told in one line."""
     try:
-        with xr.open_datatree(file, engine="h5netcdf") as tree:
-            check_version(tree, str(file))
-            return tree.load()
+        with xr.open_datatree(file, engine=engine) as tree:
+            return take(tree)
     except InputError:
         raise
     except Exception as error:  # no reader says what all a damaged file can make it raise
-        raise InputError(
-            f"{file} cannot be read ({text_of(error).partition('. ')[0]}); make the run anew with "
-            "vi-demo run."
-        ) from error
+        why = text_of(error).partition(". ")[0]
+        raise InputError(f"{file} cannot be read ({why}); {remedy}") from error
 
 
 def check_version(run: xr.DataTree, name: str) -> None:
