@@ -25,7 +25,7 @@ from jax import Array
 from vi_demo.errors import InputError
 from vi_demo.guides import Family, full_rank
 from vi_demo.model import CHUNK
-from vi_demo.target import Start, Target, finite_or_minus_inf
+from vi_demo.target import Start, Target, finite_or_minus_inf, in_slices
 
 CLIMBS = 8
 MOST_CURVATURE = 400  # dimensions up to which the whole curvature is looked at
@@ -44,7 +44,7 @@ SETTLED = 0.02  # sds from there
 NARROW = 0.1
 WIDE = 4.0
 INFLATED = 3.0
-TAILS = 5.0  # degrees of freedom
+TAILS = 5  # degrees of freedom, a whole number
 
 
 class Frame(NamedTuple):
@@ -88,7 +88,7 @@ def points(target: Target, key: Array, number: int) -> Array:
         if target.prior is not None:
             keys = jax.random.split(prior_key, CANDIDATES // 2)
             tried = tried.at[::2].set(jax.vmap(target.prior.draw)(keys))
-        log_p = finite_or_minus_inf(jax.lax.map(near.log_density, tried, batch_size=target.batch))
+        log_p = finite_or_minus_inf(in_slices(near.log_density, tried, target.batch))
         log_p = jnp.where(jnp.isfinite(tried).all(-1), log_p, -jnp.inf)
         best = jnp.argmax(log_p)
         smooth = jnp.isfinite(jax.grad(near.log_density)(tried[best])).all()
@@ -211,7 +211,7 @@ def climber(target: Target, curvature: Callable):
         eps = jnp.finfo(z.dtype).eps
         shift = eps**0.5 * factor @ noise[0] + 8 * eps * jnp.abs(z)
         tried = jnp.concatenate([z + noise @ factor.T, (z + shift)[None]])
-        log_p = jax.lax.map(target.log_density, tried, batch_size=target.batch)
+        log_p = in_slices(target.log_density, tried, target.batch)
         entropy = jnp.log(scale).sum() - 0.5 * jnp.log(values).sum()
         entropy += 0.5 * target.dim * (1 + jnp.log(2 * jnp.pi))
         elbo = finite_or_minus_inf(log_p[:-1]).mean() + entropy
@@ -226,7 +226,7 @@ def climber(target: Target, curvature: Callable):
         dampings = jnp.append(at.damping * DAMPING, 0.0)  # the last is Newton's own step
         steps = jax.vmap(lambda m: scale * (vectors @ (along / (values + m))))(dampings)
         tried = at.z + jnp.concatenate([steps, STRETCHES[:, None] * steps[-1]])
-        heights, slopes = jax.lax.map(value_and_grad, tried, batch_size=target.batch)
+        heights, slopes = in_slices(value_and_grad, tried, target.batch)
         usable = jnp.isfinite(heights) & jnp.isfinite(slopes).all(-1)
         heights = jnp.where(usable, heights, -jnp.inf)
         i = jnp.argmax(heights)
@@ -393,9 +393,18 @@ def around_climbs(found: Climbs) -> Start:
     """An even mixture of inflated Student-t around the ends of climbs."""
     factors = jnp.linalg.cholesky(found.factors @ jnp.swapaxes(found.factors, -1, -2))
     each = dist.MultivariateStudentT(TAILS, found.centres, INFLATED * factors)
-    number = len(found.elbos)
+    number, dim = found.centres.shape
     mixture = dist.MixtureSameFamily(dist.Categorical(probs=jnp.full(number, 1 / number)), each)
-    return Start(mixture.sample, mixture.log_prob)
+
+    def draw(key):
+        # All from one call: random numbers, and a gamma's rejections above all, take longer to
+        # compile than anything else here. χ² is a sum of squares.
+        which, tail, noise = jnp.split(jax.random.normal(key, (1 + TAILS + dim,)), (1, 1 + TAILS))
+        i = (number * jax.scipy.special.ndtr(which[0])).astype(int)
+        t = noise / jnp.sqrt((tail**2).mean())
+        return found.centres[i] + INFLATED * factors[i] @ t
+
+    return Start(draw, mixture.log_prob)
 
 
 def apart(found: Climbs) -> Climbs:

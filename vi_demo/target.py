@@ -124,7 +124,7 @@ class Target:
 
     def batched(self, fn: Callable) -> Callable:
         """A compiled `fn` of one point over a leading axis, in slices of bounded memory."""
-        return jax.jit(lambda points: jax.lax.map(fn, points, batch_size=self.batch))
+        return jax.jit(lambda points: in_slices(fn, points, self.batch))
 
     @cached_property
     def log_densities(self) -> Callable[[Array], Array]:
@@ -348,6 +348,22 @@ class Target:
             observed=read.observed,
             **labels,
         )
+
+
+def in_slices(fn: Callable, points, size: int):
+    """`fn` of one point over a leading axis, at most `size` points at once.
+
+    Slices are all of one length, the last filled up with its last point: `fn` is compiled once,
+    where `jax.lax.map` compiles it again for what is left over.
+    """
+    number = len(jax.tree.leaves(points)[0])
+    if number <= size:
+        return jax.vmap(fn)(points)
+    slices = -(-number // size)
+    each = -(-number // slices)
+    rows = jnp.minimum(jnp.arange(slices * each), number - 1).reshape(slices, each)
+    values = jax.lax.map(lambda of: jax.vmap(fn)(jax.tree.map(lambda x: x[of], points)), rows)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:number], values)
 
 
 def finite_or_minus_inf(log_p: Array) -> Array:

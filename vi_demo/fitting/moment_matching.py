@@ -187,7 +187,7 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
         return state._replace(evaluations=total)
 
     def refit(state):
-        points, weights = together(state)[:2]
+        points, weights = filled_up(*together(state)[:2])
         params, gain = improve(points, weights, state.params)
         # The first round has nothing to compare with, and a refused one brought nothing new.
         gain = np.inf if state.params is None or state.refused else float(gain)
@@ -248,6 +248,12 @@ def together(state: State) -> tuple:
     log_p = np.concatenate([b.log_p for b in batches])
     log_z = logsumexp([b.log_evidence for b in batches], b=shares)
     return points, weights, log_p, float(log_z)
+
+
+def filled_up(points: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The draws and some without weight, up to a power of two: few shapes, few compiled."""
+    more = 2 ** int(np.ceil(np.log2(len(points)))) - len(points)
+    return np.append(points, np.repeat(points[:1], more, 0), 0), np.append(weights, np.zeros(more))
 
 
 def smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, float]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -127,17 +128,23 @@ def thinned(history: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def on_target_scale(frame: Frame, family: Family, fields: dict, history: dict):
     """Parameters of guides on a fitter's own scale as those on the target's."""
-    moved = jax.jit(lambda params: family.moved(params, *frame))
     names = list(fields["params"])
-
-    def along(rows):
-        if not rows or names[0] not in rows:
-            return rows
-        each = jax.lax.map(moved, {k: jnp.asarray(rows[k]) for k in names})
-        return rows | jax.device_get(each)
-
-    fields |= {"params": moved(fields["params"]), "restarts": along(fields.get("restarts", {}))}
-    return fields, along(history)
+    kept = []
+    for rows in (fields.get("restarts", {}), history):
+        if set(names) <= set(rows):
+            kept.append(rows)
+        else:  # one of them was too large to be recorded: the others mean nothing
+            for k in names:
+                rows.pop(k, None)
+    # One program for all of them.
+    one = {k: np.asarray(v)[None] for k, v in fields["params"].items()}
+    every = {k: np.concatenate([one[k], *(rows[k] for rows in kept)]) for k in names}
+    moved = jax.jit(partial(jax.lax.map, lambda params: family.moved(params, *frame)))(every)
+    ends = np.cumsum([1, *(len(rows[names[0]]) for rows in kept)])[:-1]
+    pieces = {k: np.split(np.asarray(v), ends) for k, v in moved.items()}
+    for i, rows in enumerate(kept, 1):
+        rows |= {k: v[i] for k, v in pieces.items()}
+    return fields | {"params": {k: jnp.asarray(v[0][0]) for k, v in pieces.items()}}, history
 
 
 def choose(condition: jax.Array, yes, no):

@@ -31,7 +31,7 @@ from vi_demo import starts
 from vi_demo.fitting.runner import Assessment, Fit, Fitter, Report, choose, run, silent
 from vi_demo.guides import Family, own
 from vi_demo.own_guide import Guide
-from vi_demo.target import Target, finite_or_minus_inf
+from vi_demo.target import Target, finite_or_minus_inf, in_slices
 
 STARTS = 8
 PARTICLES = 8
@@ -41,7 +41,7 @@ RATES = (0.1, 0.025, 0.00625)
 PATIENCE = 2
 TOLERANCE = 0.002  # nats
 LOOKS = 16  # of the base draws are looked at twice
-BASE_DRAWS = 1024
+BASE_DRAWS = 1024  # of the guide, for its ELBO
 MOST_RECORDED = 100_000  # numbers of a parameter
 MAX_STEPS = 20_000
 
@@ -70,7 +70,10 @@ class StickTheLanding(dist.Distribution):
 
 
 class FamilyGuide(AutoContinuous):
-    """The NumPyro autoguide of a family: any guide of ours, in `SVI` or wherever autoguides go."""
+    """The NumPyro autoguide of a family: any guide of ours, in `SVI` or wherever autoguides go.
+
+    Of `model` it reads the latent sites alone.
+    """
 
     def __init__(self, model: Callable, family: Family):
         self.family = family
@@ -120,16 +123,19 @@ def of_family(target: Target, family: Family, learned: bool = False) -> Problem:
     else:
         log_density = anchored(here) if scaled else here.estimate
 
-    def model():
+    def latent():
         improper = dist.ImproperUniform(constraints.real_vector, (), (target.dim,))
-        u = numpyro.sample("u", improper)
+        return numpyro.sample("u", improper)
+
+    def model():
+        u = latent()
         values = {k: parameter(k, v) for k, v in theta.items()}
         key = numpyro.prng_key() if here.estimate else None
         with numpyro.handlers.block():  # the user's sites are not this model's
             log_p = log_density(u, key, values)
         numpyro.factor("log_density", log_p)
 
-    guide = FamilyGuide(model, family)
+    guide = FamilyGuide(latent, family)  # which runs it op by op: not the user's density
     sites = {k: guide.site(k) for k in family.init(jnp.zeros(target.dim), 1.0)}
 
     def begin(key):
@@ -147,9 +153,7 @@ def of_family(target: Target, family: Family, learned: bool = False) -> Problem:
         # as a diverging fit's may be, log q is rounding, and might be taken for an ELBO of 1e38.
         again = draws[:LOOKS] * (1 + 8 * jnp.finfo(draws.dtype).eps)
         tried, keys = jnp.concatenate([draws, again]), jnp.concatenate([keys, keys[:LOOKS]])
-        log_p = jax.lax.map(
-            lambda at: log_density(*at, own), (tried, keys), batch_size=target.batch
-        )
+        log_p = in_slices(lambda at: log_density(*at, own), (tried, keys), target.batch)
         found = finite_or_minus_inf(log_p - q.log_prob(tried))
         changes = jnp.nan_to_num(found[-LOOKS:] - found[:LOOKS])
         return jnp.where(jnp.median(jnp.abs(changes)) < starts.ROUNDING, found[:-LOOKS], -jnp.inf)
@@ -203,7 +207,7 @@ def of_guide(target: Target, guide: Guide) -> Problem:
             return target.joint(z, {k: params[k] for k in target.parameters}) - log_q
 
         keys = jax.random.split(key, BASE_DRAWS)
-        return finite_or_minus_inf(jax.lax.map(one, keys, batch_size=target.batch))
+        return finite_or_minus_inf(in_slices(one, keys, target.batch))
 
     def doubt(params):
         keys = jax.random.split(jax.random.key(0), BASE_DRAWS)

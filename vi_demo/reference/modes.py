@@ -21,7 +21,7 @@ from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
 
 from vi_demo.divergences.estimators import Draws, Estimate, expectation
-from vi_demo.target import Target, finite_or_minus_inf
+from vi_demo.target import Target, finite_or_minus_inf, in_slices
 
 SMALLEST_MASS = 0.005  # a basin with less of the posterior is not reported
 CLIMBERS = 1024
@@ -96,9 +96,7 @@ def climb(target: Target, points: np.ndarray, factor: np.ndarray) -> tuple[np.nd
     """Where points (n, d) end after climbing, and their log densities (n,)."""
     if "climb" not in target.programs:
         target.programs["climb"] = jax.jit(
-            lambda zs, factor: jax.lax.map(
-                lambda z: ascend(target, z, factor), zs, batch_size=target.batch
-            )
+            lambda zs, factor: in_slices(lambda z: ascend(target, z, factor), zs, target.batch)
         )
     ends, heights = target.programs["climb"](jnp.asarray(points), jnp.asarray(factor))
     return np.asarray(ends), np.asarray(heights)

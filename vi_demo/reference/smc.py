@@ -26,7 +26,7 @@ from jax import Array
 
 from vi_demo import starts
 from vi_demo.divergences.estimators import Draws, Estimate, expectation
-from vi_demo.target import Start, Target, finite_or_minus_inf
+from vi_demo.target import Start, Target, finite_or_minus_inf, in_slices
 
 TARGET_ESS = 0.6  # share of the particles that a rise of β leaves effective
 MOVES = 2  # at each β
@@ -152,7 +152,7 @@ def log_densities(target: Target, start: Start, points: Array) -> tuple[Array, A
             target.log_density(z)
         )
 
-    return jax.lax.map(both, points, batch_size=target.batch)
+    return in_slices(both, points, target.batch)
 
 
 def raise_temperature(target: Target, start: Start, key: Array, old: Population) -> Population:
@@ -186,7 +186,7 @@ def move(target: Target, start: Start, key: Array, old: Population) -> Populatio
         return finite_or_minus_inf(tempered)
 
     kernel = hmc.build_kernel()
-    each = partial(jax.lax.map, batch_size=target.batch)
+    each = partial(in_slices, size=target.batch)
     states = each(lambda z: hmc.init(z, log_density), old.points)
     mass = local_covariance(old.points, states.logdensity_grad)
 
