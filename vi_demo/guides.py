@@ -109,6 +109,7 @@ def full_rank() -> Family:
     return Family("full_rank", init, distribution, draw, fit, moved)
 
 
+@jax.jit  # one program where it is not in a larger one, not fifty
 def scale_tril(params: dict) -> Array:
     """The Cholesky factor (d, d) of `full_rank`'s parameters."""
     d = params["loc"].size

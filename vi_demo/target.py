@@ -35,8 +35,9 @@ from vi_demo.sites import entry_names, unravel
 
 BATCH = 1024  # points evaluated at once, at most
 LEAST_A_CHAIN = 4  # draws, for an effective number of them
-MANY_ROWS = 50_000  # from which looking at all of them is timed
-TIMED = 8  # points
+TIMED = 256, 8  # points that a log density is timed on, at most and at least
+AT_ONCE_TIMED = 2**20  # rows of data times these points, at most
+LEAST = 256  # points, however long they take
 AT_ONCE = 2**23  # rows of data times points evaluated at once, at most
 
 
@@ -107,20 +108,19 @@ class Target:
 
     @cached_property
     def seconds_each(self) -> float:
-        """About how long one of many log densities takes; 0 where there are few rows of data."""
-        if self.all_rows < MANY_ROWS:
-            return 0.0
-        points = jnp.zeros((TIMED, self.dim))
+        """About how long one of many log densities takes."""
+        number = int(np.clip(AT_ONCE_TIMED // self.all_rows, TIMED[1], TIMED[0]))
+        points = jnp.zeros((number, self.dim))
         self.log_densities(points).block_until_ready()
         began = time.perf_counter()
         self.log_densities(points).block_until_ready()
-        return (time.perf_counter() - began) / TIMED
+        return (time.perf_counter() - began) / number
 
-    def affordable(self, number: int, seconds: float, least: int = 256) -> int:
-        """So many log densities, or fewer where they would take longer than so many seconds."""
-        if self.seconds_each * number <= seconds:
+    def affordable(self, number: int, seconds: float, looks: int = 1) -> int:
+        """So many points, or fewer where so many looks at each would take longer than this."""
+        if self.seconds_each * looks * number <= seconds:
             return number
-        return max(least, int(seconds / self.seconds_each))
+        return min(number, max(LEAST, int(seconds / self.seconds_each / looks)))
 
     def batched(self, fn: Callable) -> Callable:
         """A compiled `fn` of one point over a leading axis, in slices of bounded memory."""

@@ -33,7 +33,6 @@ from vi_demo.guides import Family, number_of_parameters
 from vi_demo.reference import smc
 from vi_demo.target import Target
 
-PARTICLES = 1024
 RUNS = 4
 DRAWS = 16_384, 262_144  # of the guide in a round, at least and at most
 MAX_ROUNDS = 12
@@ -112,7 +111,8 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
         return params, weights @ (log_q[0] - log_q[1])
 
     # With so many rows SMC is out of reach; then the curvature is nearly all there is to find.
-    dear = smc.seconds(target, PARTICLES * RUNS) > SECONDS and starts.climbs(target) is not None
+    far = smc.seconds(target, smc.PARTICLES * RUNS) > SECONDS
+    dear = far and starts.climbs(target) is not None
 
     def init(key):
         nothing = {"log_density": 0, "gradient": 0}
@@ -140,7 +140,7 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
     def from_smc(state, key):
         share = state.rounds / MAX_ROUNDS
         tempered = smc.temper(
-            *(target, key, PARTICLES, RUNS),
+            *(target, key, smc.number_of_particles(target, RUNS, SECONDS / 2), RUNS),
             report=lambda part, text: report("forward_kl", share + part / MAX_ROUNDS, text),
             seconds=SECONDS,
         )

@@ -18,10 +18,9 @@ from vi_demo.divergences import integration
 from vi_demo.divergences.estimators import Draws, Estimate, equal_weights, resample
 from vi_demo.errors import InputError
 from vi_demo.reference import agreement, modes, nuts, smc
-from vi_demo.target import Target
+from vi_demo.target import Target, in_slices
 
 RUNS = 4
-PARTICLES = 1024
 LEAST_SECONDS = 30.0  # that SMC is given to reach the target, whatever the budget
 WANTED_ERROR = 0.05  # nats of log evidence: more particles are tried above it
 TOLERATED_ERROR = 0.15  # and no trust above this
@@ -222,10 +221,11 @@ def by_quadrature(target, key, budget, report) -> Reference:
 
 def by_smc(target, key, budget, report) -> Reference:
     """Tempered SMC, grown until its evidence is known well enough, then checked by NUTS."""
-    began, particles = time.perf_counter(), PARTICLES
+    began, given = time.perf_counter(), max(budget, LEAST_SECONDS)
     smc_key, nuts_key = jax.random.split(key)
-    wanted = smc.seconds(target, PARTICLES * RUNS)
-    if wanted > 3 * max(budget, LEAST_SECONDS):
+    particles = smc.number_of_particles(target, RUNS, given)
+    wanted = smc.seconds(target, particles * RUNS)
+    if wanted > 3 * given:
         why = f"with so many rows SMC would take about {wanted:,.0f} seconds (see --budget)"
         return by_nuts_instead(target, nuts_key, budget, report, why)
     while True:
@@ -233,7 +233,7 @@ def by_smc(target, key, budget, report) -> Reference:
         tempered = smc.temper(
             *(target, jax.random.fold_in(smc_key, particles), particles, RUNS),
             report=lambda share, text: report("reference", 0.7 * share, text),
-            seconds=max(budget, LEAST_SECONDS),
+            seconds=given,
         )
         if not tempered.finished:
             break
@@ -246,17 +246,20 @@ def by_smc(target, key, budget, report) -> Reference:
         stopped = f"SMC had not reached the target after {tempered.temperatures} temperatures"
         return by_nuts_instead(target, nuts_key, budget, report, stopped)
     report("reference", 0.75, "chains of NUTS to check it by")
-    chains = nuts.sample(target, nuts_key)
+    too_long = nuts.seconds(target) if particles < smc.PARTICLES else 0.0
+    chains = nuts.sample(target, nuts_key) if too_long <= 2 * given else None
     report("reference", 0.9, "weighing modes")
     draws = smc.pooled(tempered)
     factor = local_factor(target, resample(draws, 1024, seed=0))
-    found = modes.find(
-        target, draws, factor, seed=0, others=chains.points[:, ::50].reshape(-1, target.dim)
-    )
+    others = None if chains is None else chains.points[:, ::50].reshape(-1, target.dim)
+    found = modes.find(target, draws, factor, seed=0, others=others)
     reasons = []
     if not evidence.mcse <= TOLERATED_ERROR:
         reasons.append(f"its log evidence is uncertain by ±{evidence.mcse:.2g} nats")
-    agreed = agreement.compare(target, draws, chains, found)
+    if chains is None:
+        agreed = agreement.unchecked(f"NUTS would take about {too_long:,.0f} seconds")
+    else:
+        agreed = agreement.compare(target, draws, chains, found)
     reasons += agreed.against
     if target.prior is None:
         # Every population began inside the same tails: without a check nobody saw beyond them.
@@ -272,7 +275,7 @@ def by_smc(target, key, budget, report) -> Reference:
         modes=found,
         evaluations={
             "log_density": tempered.evaluations["log_density"],
-            "gradient": tempered.evaluations["gradient"] + chains.gradients,
+            "gradient": tempered.evaluations["gradient"] + (chains.gradients if chains else 0),
         },
     )
 
@@ -322,6 +325,10 @@ METHODS = {
 
 def local_factor(target: Target, points: np.ndarray) -> np.ndarray:
     """A square root of the local covariance at draws of a target."""
-    gradients = jax.jit(jax.vmap(jax.grad(target.log_density)))(jnp.asarray(points))
-    covariance = smc.local_covariance(jnp.asarray(points), gradients)
-    return np.asarray(jnp.linalg.cholesky(covariance))
+
+    @jax.jit
+    def factor(points):
+        gradients = in_slices(jax.grad(target.log_density), points, target.batch)
+        return jnp.linalg.cholesky(smc.local_covariance(points, gradients))
+
+    return np.asarray(factor(jnp.asarray(points)))

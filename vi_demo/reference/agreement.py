@@ -26,12 +26,17 @@ class Agreement(NamedTuple):
     unchecked: list[str]
 
 
+def unchecked(why: str) -> Agreement:
+    """What there is to say where NUTS was not run."""
+    return Agreement([], [why])
+
+
 def compare(target: Target, draws: Draws, chains: nuts.Chains, found: modes.Modes) -> Agreement:
     """Compare SMC's draws with NUTS chains, mode by mode and coordinate by coordinate."""
     against, unchecked = [], divergences(chains)
     in_chains = modes.basins(target, found, chains.points.reshape(-1, target.dim))
     in_chains = in_chains.reshape(chains.points.shape[:2])
-    in_draws = modes.basins(target, found, draws.points)
+    in_draws = found.of_draws
     # Basins that one chain goes between are one place to NUTS.
     number = 1 + max(in_chains.max(), in_draws.max())
     visits = np.zeros((number, number), dtype=bool)

@@ -31,6 +31,8 @@ VALLEY = 0.1  # nats by which a path must dip to separate two modes
 ALONG = 33  # points looked at on a path
 MOST = 64  # groups of ends
 PAIRS = 24  # nearest pairs of two groups that are tried
+SECONDS = 20.0  # about, for points to climb; where that is not enough, there are fewer
+GRADIENT = 3  # times as long as a log density
 
 
 class Modes(NamedTuple):
@@ -38,7 +40,8 @@ class Modes(NamedTuple):
 
     `ends` (n, d) are ends of climbs and `labels` (n,) the basin of each: at least K, where a
     basin holds too little mass to be reported. `factor` (d, d) is a square root of the local
-    covariance, in whose units points climb and distances are taken.
+    covariance, in whose units points climb and distances are taken. `of_draws` (n,) are the
+    basins of the draws they were found from.
     """
 
     locations: np.ndarray
@@ -47,6 +50,7 @@ class Modes(NamedTuple):
     ends: np.ndarray
     labels: np.ndarray
     factor: np.ndarray
+    of_draws: np.ndarray | None = None
 
 
 def find(target: Target, draws: Draws, factor: np.ndarray, seed: int, others=None) -> Modes:
@@ -56,7 +60,8 @@ def find(target: Target, draws: Draws, factor: np.ndarray, seed: int, others=Non
     basins come last, without mass.
     """
     rng = np.random.default_rng(seed)
-    chosen = draws.points[rng.choice(len(draws.points), CLIMBERS, p=draws.weights)]
+    number = affordable(target, CLIMBERS)
+    chosen = draws.points[rng.choice(len(draws.points), number, p=draws.weights)]
     if others is not None:
         chosen = np.concatenate([chosen, others])
     ends, heights = climb(target, chosen, factor)
@@ -66,6 +71,7 @@ def find(target: Target, draws: Draws, factor: np.ndarray, seed: int, others=Non
     masses = [expectation((where == k).astype(float), draws) for k in range(labels.max() + 1)]
     order = np.argsort([-m.value for m in masses])
     kept = [k for k in order if masses[k].value >= SMALLEST_MASS]
+    rank = np.argsort(order)
     tops = [int(np.where(labels == k, heights, -np.inf).argmax()) for k in kept]
     locations = np.array([polish(target, ends[top], factor) for top in tops])
     return Modes(
@@ -73,18 +79,36 @@ def find(target: Target, draws: Draws, factor: np.ndarray, seed: int, others=Non
         log_density=np.asarray(target.log_densities(jnp.asarray(locations))),
         masses=tuple(masses[k] for k in kept),
         ends=ends,
-        labels=np.argsort(order)[labels],
+        labels=rank[labels],
         factor=factor,
+        of_draws=rank[where],
     )
 
 
+def affordable(target: Target, number: int) -> int:
+    """How many points can climb in the time that there is for it."""
+    return target.affordable(number, SECONDS, GRADIENT * STEPS)
+
+
 def basins(target: Target, modes: Modes, points: np.ndarray) -> np.ndarray:
-    """Which basin each point (n, d) lies in: that of the end nearest to where it climbs to."""
+    """Which basin each point (n, d) lies in: that of the end nearest to where it climbs to.
+
+    Where there is no time for all to climb, the others lie where the nearest that does lies.
+    """
     if modes.labels.max() == 0:
         return np.zeros(len(points), dtype=int)
-    ends, _ = climb(target, points, modes.factor)
-    tree = KDTree(whiten(modes.ends, modes.factor))
-    return modes.labels[tree.query(whiten(ends, modes.factor))[1]]
+    number = affordable(target, len(points))
+    chosen = np.linspace(0, len(points) - 1, number).astype(int)
+    ends, _ = climb(target, points[chosen], modes.factor)
+    labels = modes.labels[nearest(modes.ends, ends, modes.factor)]
+    if number == len(points):
+        return labels
+    return labels[nearest(points[chosen], points, modes.factor)]
+
+
+def nearest(points: np.ndarray, to: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """The index of the one of some points (m, d) that is nearest to each of others (n, d)."""
+    return KDTree(whiten(points, factor)).query(whiten(to, factor))[1]
 
 
 def whiten(points: np.ndarray, factor: np.ndarray) -> np.ndarray:

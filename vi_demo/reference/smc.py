@@ -28,6 +28,7 @@ from vi_demo import starts
 from vi_demo.divergences.estimators import Draws, Estimate, expectation
 from vi_demo.target import Start, Target, finite_or_minus_inf, in_slices
 
+PARTICLES = 1024  # of a population
 TARGET_ESS = 0.6  # share of the particles that a rise of β leaves effective
 MOVES = 2  # at each β
 SETTLING = 4  # rounds of moves more at β = 1
@@ -38,6 +39,7 @@ MAX_TEMPERATURES = 500
 OUTLYING = 1e3  # times the usual length of a gradient
 SINGULAR = 1e-12  # eigenvalues below, as a share, are rounding
 LEAST_LOOKS = 200  # at the density, by each particle: gradients count twice
+USUAL_LOOKS = 2_000
 STUCK = 10  # temperatures in a row without any rise
 
 
@@ -81,7 +83,8 @@ def temper(
 ) -> Tempered:
     """Bring `runs` independent populations of `particles` from the wide start to the target.
 
-    After so many `seconds` it stops short of it.
+    After so many `seconds` it stops short of it, unless it is well on its way: the first
+    temperatures, far out, are the slow ones. It then settles once instead of `SETTLING` times.
     """
     began = time.perf_counter()
     begin, raise_temperature = programs(target)
@@ -92,9 +95,11 @@ def temper(
     while settled < SETTLING and stuck < STUCK and temperatures < MAX_TEMPERATURES:
         if temperatures == 1:
             began = time.perf_counter()  # compiling does not count
-        settled += (done := bool((populations.beta >= 1).all()))
-        if time.perf_counter() - began > seconds and not done:
+        done = bool((populations.beta >= 1).all())
+        spent = time.perf_counter() - began
+        if spent > (1 + lowest) * seconds if not done else settled and spent > seconds:
             break
+        settled += done
         key, step_key = jax.random.split(key)
         populations = raise_temperature(jax.random.split(step_key, runs), populations)
         temperatures += 1
@@ -116,9 +121,18 @@ def temper(
     )
 
 
-def seconds(target: Target, particles: int) -> float:
+def seconds(target: Target, particles: int, looks: int = LEAST_LOOKS) -> float:
     """About how long `temper` will run at the least, for so many particles in all."""
-    return target.seconds_each * particles * LEAST_LOOKS
+    return target.seconds_each * particles * looks
+
+
+def number_of_particles(target: Target, runs: int, within: float) -> int:
+    """How many particles a population has: fewer where a density is slow and time is short.
+
+    Only by a factor, so that on the same machine it is the same number at every run.
+    """
+    slow = seconds(target, PARTICLES * runs, USUAL_LOOKS) > 2 * within
+    return PARTICLES // 4 if slow else PARTICLES
 
 
 def programs(target: Target) -> tuple[Callable, Callable]:
