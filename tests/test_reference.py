@@ -1,5 +1,7 @@
 """References against evidence, modes and masses that are known exactly."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,7 @@ from vi_demo import Target
 from vi_demo import reference as references
 from vi_demo.divergences.estimators import Draws, equal_weights, resample
 from vi_demo.errors import InputError
-from vi_demo.reference import agreement, modes, nuts
+from vi_demo.reference import agreement, modes, nuts, propriety, smc
 
 KEY = jax.random.key(1)
 
@@ -199,3 +201,52 @@ def test_masses_follow_weights():
     np.testing.assert_allclose(found.locations[0], [5, 0], atol=1e-3)
     labels = modes.basins(target, found, np.array([[4.0, 1.0], [-7.0, 2.0]]))
     assert labels.tolist() == [0, 1]
+
+
+def slow_as(target, seconds):
+    """The same target, whose log density is taken to need so many seconds."""
+    slow = dataclasses.replace(target, programs={})
+    slow.__dict__["seconds_each"] = seconds
+    return slow
+
+
+def test_a_slow_density_gets_fewer_particles_and_climbers():
+    """Masses and evidence stay right where most points go to the basin of the nearest climber."""
+    target = mixture([[-5.0, 0, 0], [5.0, 0, 0]], [1.0, 1.0], [0.3, 0.7])
+    assert smc.number_of_particles(slow_as(target, 1e-6), 4, 60.0) == 1024
+    assert smc.number_of_particles(slow_as(target, 1e-4), 4, 60.0) == 256
+    assert modes.affordable(slow_as(target, 1e-6), 4000) == 4000
+    slow = slow_as(target, 1e-3)
+    assert modes.affordable(slow, 4000) == 256
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(4000, 3))
+    points[:, 0] += np.where(rng.random(4000) < 0.3, -5.0, 5.0)
+    right = (points[:, 0] > 0).mean()
+    found = modes.find(slow, equal_weights(points), np.eye(3), seed=0)
+    assert [m.value for m in found.masses] == pytest.approx([right, 1 - right], abs=1e-3)
+    assert found.of_draws.tolist() == (points[:, 0] < 0).astype(int).tolist()
+
+
+def flat(size):
+    return dist.ImproperUniform(dist.constraints.real_vector, (), (size,))
+
+
+def separated():
+    """A logistic regression under a flat prior whose outcomes a line separates."""
+    x = jnp.array([[1.0, -2.0], [1.0, -1.0], [1.0, 1.0], [1.0, 2.0]])
+    beta = numpyro.sample("beta", flat(2))
+    numpyro.sample("y", dist.Bernoulli(logits=x @ beta), obs=jnp.array([0, 0, 1, 1]))
+
+
+def clipped():
+    """One whose likelihood NumPyro clips far out, where a sum of 40 logs no longer falls."""
+    beta = numpyro.sample("beta", flat(1))
+    p = jax.nn.sigmoid(beta[0] * jnp.ones(40))
+    numpyro.sample("y", dist.Bernoulli(probs=p), obs=jnp.arange(40) % 2)
+
+
+def test_an_improper_posterior_is_told():
+    found = build(Target.from_numpyro(separated))
+    assert not found.trusted
+    assert found.reasons[0].startswith("the posterior may be improper: its density does not fall")
+    assert propriety.does_not_fall(Target.from_numpyro(clipped)) == []

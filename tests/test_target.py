@@ -16,6 +16,7 @@ from xarray import DataTree
 
 from vi_demo import Target, check, starts
 from vi_demo.errors import InputError, MixedPrecision
+from vi_demo.target import in_slices
 
 KEY = jax.random.key(0)
 
@@ -385,6 +386,14 @@ def test_a_direction_without_an_end_is_told():
 
     said = check(model).splitlines()
     assert any("may be too: the density does not fall along a with b" in line for line in said)
+
+
+@pytest.mark.parametrize("number", [1, 5, 10, 11, 23])
+def test_slices_leave_nothing_out(number):
+    points, keys = jnp.arange(number * 2.0).reshape(number, 2), jnp.arange(number)
+    found = in_slices(lambda at: (at[0].sum(), at[0] + at[1]), (points, keys), 5)
+    np.testing.assert_array_equal(found[0], points.sum(1))
+    np.testing.assert_array_equal(found[1], points + keys[:, None])
 
 
 def test_sites_that_are_not_finite_are_named():

@@ -244,7 +244,11 @@ def check(model, data, debug) -> None:
     prepare_jax()
     from vi_demo import preflight
 
-    click.echo(in_either_precision(preflight.check, loaded, data if loaded is model else None))
+    def say(*arguments):
+        for line in preflight.lines(*arguments):
+            click.echo(line)
+
+    in_either_precision(say, loaded, data if loaded is model else None)
 
 
 @vi_demo.command()

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vi_demo import starts
 from vi_demo.fitting.objectives import rule_of_thumb
 from vi_demo.inputs import as_target
 from vi_demo.loading import Loaded
+from vi_demo.reference.propriety import does_not_fall
 from vi_demo.target import Target
 
 POINTS = 64
 NEAR = 2.0
 FAR_APART = 1e3  # ratio of sds from which scales are worth a word
-OUTWARD = 1e3, 1e6  # sds from the middle at which a proper density has fallen
 MOST_NAMED = 5
 
 
@@ -38,16 +37,22 @@ def check(
     the posterior is proper as far as can be told; what can be fitted. Arguments as of
     `vi_demo.run`. Raises `InputError` where the input cannot be used.
     """
-    target, _ = as_target(model, data, name=name, coords=coords, dims=dims)
-    found = [f"{target.name}: {target.dim} dimension{'s' * (target.dim > 1)}"]
-    found += [site_line(k, v) for k, v in target.about().items()] if target.about else []
-    if target.log_density is not None:
-        found += density_lines(target, jax.random.key(seed))
+    return "\n".join(lines(model, data, seed=seed, name=name, coords=coords, dims=dims))
+
+
+def lines(model, data=None, *, seed: int = 0, **labels) -> Iterator[str]:
+    """The lines of `check` as they become known: what takes longest to find out comes last."""
+    target, _ = as_target(model, data, **labels)
+    yield f"{target.name}: {target.dim} dimension{'s' * (target.dim > 1)}"
+    if target.about:
+        yield from (site_line(k, v) for k, v in target.about().items())
     if target.draws is not None:
-        found += draws_lines(target)
-    found += target.remarks
+        yield from draws_lines(target)
+    yield from target.remarks
     works = rule_of_thumb(target.log_density is not None, target.draws is not None)
-    return "\n".join([*found, f"can be fitted: {works}"])
+    yield f"can be fitted: {works}"
+    if target.log_density is not None:
+        yield from density_lines(target, jax.random.key(seed))
 
 
 def site_line(name: str, site: dict) -> str:
@@ -72,29 +77,32 @@ def draws_lines(target: Target) -> list[str]:
     return [*found, number]
 
 
-def density_lines(target: Target, key: jax.Array) -> list[str]:
+def density_lines(target: Target, key: jax.Array) -> Iterator[str]:
     """Whether density and gradient are finite, on what scales, and whether they fall outward."""
-    said = []
+    if target.estimate is not None:
+        yield "rows are subsampled: reverse KL by minibatches, the rest by all rows in turn"
+    if target.parameters:
+        yield f"parameters, learned by SVI first: {', '.join(target.parameters)}"
     look = target.batched(jax.value_and_grad(target.log_density))
     for words, points in looked_at(target, key).items():
         heights, slopes = look(points)
         finite = np.isfinite(heights)
         smooth = finite & np.isfinite(slopes).all(1)
-        said.append(
+        yield (
             f"log density finite at {finite.sum()} of {len(points)} {words}, "
             f"its gradient at {smooth.sum()}"
         )
         if not finite.all():
             at = target.not_finite_at(points)
-            said.append(f"  not finite at site {at}" if at else "  though each site's is finite")
+            yield f"  not finite at site {at}" if at else "  though each site's is finite"
         elif not smooth.all():
             z = points[int(np.argmin(smooth))]
-            said.append(f"  the gradient is not finite at {where(target, z)}")
-    if target.estimate is not None:
-        said.append("rows are subsampled: reverse KL by minibatches, the rest by all rows in turn")
-    if target.parameters:
-        said.append(f"parameters, learned by SVI first: {', '.join(target.parameters)}")
-    return [*said, *scale_lines(target), proper_line(target)]
+            yield f"  the gradient is not finite at {where(target, z)}"
+    if target.prior is not None:
+        yield "prior: proper, so the posterior is too, unless the likelihood is unbounded"
+    yield from scale_lines(target)
+    if target.prior is None:
+        yield proper_line(target)
 
 
 def looked_at(target: Target, key: jax.Array) -> dict[str, jax.Array]:
@@ -131,9 +139,7 @@ def scale_lines(target: Target) -> list[str]:
 
 
 def proper_line(target: Target) -> str:
-    """Whether the posterior is proper, as far as can be told from far out."""
-    if target.prior is not None:
-        return "prior: proper, so the posterior is too, unless the likelihood is unbounded"
+    """Whether a posterior without a proper prior is proper, as far as can be told from far out."""
     flat = does_not_fall(target)
     if flat:
         return (
@@ -141,24 +147,3 @@ def proper_line(target: Target) -> str:
             f"{', '.join(flat[:MOST_NAMED])}"
         )
     return "prior: improper; the posterior looks proper: its density falls in every direction"
-
-
-def does_not_fall(target: Target) -> list[str]:
-    """Directions along which log p falls no faster than −log distance, so has no integral.
-
-    Looked at are the axes of the curvature where climbs ended, by the coordinates that move most.
-    """
-    frame = starts.frame(target, whole=True)
-    near, far = OUTWARD
-    axes = jnp.concatenate([jnp.eye(target.dim), -jnp.eye(target.dim)])
-    out = jax.vmap(frame.out)
-    log_p = [np.asarray(target.log_densities(out(r * axes))) for r in (near, far)]
-    falls = ~np.isfinite(log_p[1]) | (log_p[1] < log_p[0] - np.log(far / near) - 1e-6)
-    moves = np.abs(
-        np.atleast_2d(frame.factor) if frame.factor.ndim == 2 else np.diag(frame.factor)
-    )
-    moves = moves / np.linalg.norm(moves, axis=1, keepdims=True)
-    return [
-        " with ".join(np.array(target.coordinate_names)[moves[:, i] > 0.5 * moves[:, i].max()])
-        for i in np.flatnonzero(~falls.reshape(2, -1).all(0))
-    ]

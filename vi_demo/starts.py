@@ -11,6 +11,7 @@ on their scale; tempering begins half from them, wide.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -41,6 +42,7 @@ ROUNDING = 0.1  # nats that a log density may change by over next to no distance
 HOPELESS = 1e4  # times lower a log density than elsewhere
 CENTRING = 30  # looks at all rows at most, to find where their slope is zero
 SETTLED = 0.02  # sds from there
+SECONDS = 30.0  # after which no more climbs are begun, two aside
 NARROW = 0.1
 WIDE = 4.0
 INFLATED = 3.0
@@ -118,8 +120,8 @@ def points(target: Target, key: Array, number: int) -> Array:
 
 class Climbs(NamedTuple):
     """A Gaussian for each climb: centre (n, d), a square root of its covariance (n, d, d), the
-    sds (n, d) that the curvature along each coordinate alone would give, its ELBO (n,), and
-    whether that curvature was finite.
+    sds (n, d) that the curvature along each coordinate alone would give, its ELBO (n,), whether
+    that curvature was finite, and the steps that the climb took.
     """
 
     centres: Array
@@ -127,6 +129,7 @@ class Climbs(NamedTuple):
     scales: Array
     elbos: Array
     whole: Array
+    steps: Array
 
     def frames(self, whole: bool) -> Frame:
         """Their local scales, a leading axis of climbs: the whole covariance, or each sd alone."""
@@ -143,17 +146,46 @@ def climbs(target: Target) -> Climbs | None:
     if "climbs" not in target.programs:
         near = from_some_rows(target)
         begin = points(target, jax.random.key(0), CLIMBS)
-        found = jax.jit(lambda zs: jax.lax.map(climber(near, curvature_of(near)), zs))(begin)
+        found = from_each(climber(near, curvature_of(near)), begin)
         if not found.whole[jnp.argmax(found.elbos)]:
             # Second derivatives may be NaN where first ones are not: of sums over masked states.
             rough = partial(curvature, near, differences, near.batch)
-            found = jax.jit(lambda zs: jax.lax.map(climber(near, rough), zs))(begin)
+            found = from_each(climber(near, rough), begin)
+        target.programs["evaluations"] = spent(found, target.dim)
         finite = np.flatnonzero(np.isfinite(found.elbos))
         found = jax.tree.map(lambda x: x[finite], found) if len(finite) else None
         target.programs["climbs"] = (
             found if near is target or not found else centred(target, found)
         )
     return target.programs["climbs"]
+
+
+def from_each(climb: Callable, begin: Array) -> Climbs:
+    """The climbs from all of these points (n, d), or from some where they take too long."""
+    climb, found = jax.jit(climb), []
+    for z in begin:
+        found.append(jax.block_until_ready(climb(z)))
+        if len(found) == 1:
+            began = time.perf_counter()  # compiling does not count
+        elif time.perf_counter() - began > SECONDS:
+            break
+    return jax.tree.map(lambda *x: jnp.stack(x), *found)
+
+
+def spent(found: Climbs, dim: int) -> dict[str, int]:
+    """What climbs and their starting points cost, a row of the curvature being a gradient."""
+    steps = int(found.steps.sum())
+    started = CLIMBS * len(RADII)
+    gradients = dim + len(DAMPING) + 1 + len(STRETCHES)
+    return {
+        "log_density": started * CANDIDATES + steps * (DRAWS + 1),
+        "gradient": started + steps * gradients,
+    }
+
+
+def evaluations(target: Target) -> dict[str, int]:
+    """What the places that fits and tempering begin at have cost, which each would pay alone."""
+    return target.programs.get("evaluations", {"log_density": 0, "gradient": 0})
 
 
 def from_some_rows(target: Target) -> Target:
@@ -216,7 +248,8 @@ def climber(target: Target, curvature: Callable):
         entropy += 0.5 * target.dim * (1 + jnp.log(2 * jnp.pi))
         elbo = finite_or_minus_inf(log_p[:-1]).mean() + entropy
         usable = jnp.abs(log_p[-1] - height) < ROUNDING
-        return Climbs(z, factor, scale, jnp.where(usable, elbo, -jnp.inf), whole)
+        elbo = jnp.where(usable, elbo, -jnp.inf)
+        return Climbs(z, factor, scale, elbo, whole, jnp.zeros((), int))
 
     def advance(at):
         scale, values, vectors, whole = curvature(at.z)
@@ -244,12 +277,12 @@ def climber(target: Target, curvature: Callable):
 
     def climb(z):
         height, slope = value_and_grad(z)
-        lowest, whole = jnp.array(-jnp.inf), jnp.array(True)
-        nothing = Climbs(z, jnp.eye(target.dim), jnp.ones_like(z), lowest, whole)
-        zero = jnp.zeros((), int)
+        lowest, whole, zero = jnp.array(-jnp.inf), jnp.array(True), jnp.zeros((), int)
+        nothing = Climbs(z, jnp.eye(target.dim), jnp.ones_like(z), lowest, whole, zero)
         begin = Climb(z, height, jnp.nan_to_num(slope), jnp.ones(()), nothing, zero, zero)
         going = lambda at: (at.step < STEPS) & (at.stale < PATIENCE)  # noqa: E731
-        return jax.lax.while_loop(going, advance, begin).best
+        end = jax.lax.while_loop(going, advance, begin)
+        return end.best._replace(steps=end.step)
 
     return climb
 

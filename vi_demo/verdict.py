@@ -19,6 +19,7 @@ MEAN_ERROR = 0.1  # reference sds
 SD_RATIO = 1.1
 TOTAL_VARIATION = 0.1
 LEAST_ESS = 100
+LEAST, MOST = 0.01, 1_000  # figures that are written out
 CONSTANT_WEIGHTS = 0.95  # ESS / draws above which k-hat is not to be believed
 
 
@@ -125,12 +126,19 @@ def wrong_sites(figures: Figures) -> tuple[str, ...]:
     shifted = max(entries, key=lambda e: e[1])
     narrow, wide = min(entries, key=lambda e: e[2]), max(entries, key=lambda e: e[2])
     if shifted[1] > MEAN_ERROR:
-        reasons.append(f"the mean of {shifted[0]} is off by {shifted[1]:.2f} posterior sds")
+        reasons.append(f"the mean of {shifted[0]} is off by {written(shifted[1])} posterior sds")
     if narrow[2] < 1 / SD_RATIO:
-        reasons.append(f"{narrow[0]} is too narrow: {narrow[2]:.2f} of the posterior's sd")
+        reasons.append(f"{narrow[0]} is too narrow: {written(narrow[2])} of the posterior's sd")
     if wide[2] > SD_RATIO:
-        reasons.append(f"{wide[0]} is too wide: {wide[2]:.2f} times the posterior's sd")
+        reasons.append(f"{wide[0]} is too wide: {written(wide[2])} times the posterior's sd")
     return tuple(reasons)
+
+
+def written(value: float) -> str:
+    """A figure as far as its digits mean something."""
+    if value >= MOST:
+        return f"over {MOST:,}"
+    return f"{value:.2g}" if value < LEAST else f"{value:.2f}"
 
 
 def far_apart(figures: Figures) -> tuple[str, ...]:

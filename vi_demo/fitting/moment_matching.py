@@ -111,12 +111,12 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
         return params, weights @ (log_q[0] - log_q[1])
 
     # With so many rows SMC is out of reach; then the curvature is nearly all there is to find.
-    far = smc.seconds(target, smc.PARTICLES * RUNS) > SECONDS
-    dear = far and starts.climbs(target) is not None
+    slow = target.draws is None and smc.seconds(target, smc.PARTICLES * RUNS) > SECONDS
+    dear = slow and starts.climbs(target) is not None
 
     def init(key):
-        nothing = {"log_density": 0, "gradient": 0}
-        beginning = (np.nan, np.inf, 1.0, nothing, time.perf_counter())
+        starts.climbs(target)  # which tempering begins at, or this
+        beginning = (np.nan, np.inf, 1.0, starts.evaluations(target), time.perf_counter())
         if not dear:
             return State(key, "smc", (), (), None, 0, False, *beginning)
         unit = family.init(jnp.zeros(target.dim), 1.0)

@@ -106,6 +106,7 @@ class Problem(NamedTuple):
     values: Callable[[dict, Array], Array]
     doubt: Callable[[dict], str | None]
     frame: starts.Frame | None = None
+    spent: dict[str, int] = {"log_density": 0, "gradient": 0}  # noqa: RUF012  before it begins
 
 
 def of_family(target: Target, family: Family, learned: bool = False) -> Problem:
@@ -165,9 +166,9 @@ def of_family(target: Target, family: Family, learned: bool = False) -> Problem:
     elbo = Trace_ELBO(num_particles=PARTICLES)
     own_sites = sites | {k: k for k in theta}
     own_scale = frame if scaled else None
-    return Problem(
-        partial(SVI, model, guide, loss=elbo), begin, own_sites, values, doubt, own_scale
-    )
+    svi = partial(SVI, model, guide, loss=elbo)
+    spent = starts.evaluations(target)
+    return Problem(svi, begin, own_sites, values, doubt, own_scale, spent)
 
 
 def parameter(name: str, value):
@@ -367,8 +368,9 @@ def fitter(problem: Problem) -> Fitter:
             "steps": int(every.steps[best]),
             "best": best,
             "evaluations": {
-                "log_density": len(elbos) * (chunks + 1) * BASE_DRAWS,
-                "gradient": len(elbos) * PARTICLES * CHUNK * chunks,
+                "log_density": problem.spent["log_density"]
+                + len(elbos) * (chunks + 1) * BASE_DRAWS,
+                "gradient": problem.spent["gradient"] + len(elbos) * PARTICLES * CHUNK * chunks,
             },
             "restarts": jax.device_get(
                 {"elbo": elbos, "steps": every.steps, **recorded(every.best)}

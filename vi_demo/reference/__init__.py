@@ -17,7 +17,7 @@ from vi_demo import starts
 from vi_demo.divergences import integration
 from vi_demo.divergences.estimators import Draws, Estimate, equal_weights, resample
 from vi_demo.errors import InputError
-from vi_demo.reference import agreement, modes, nuts, smc
+from vi_demo.reference import agreement, modes, nuts, propriety, smc
 from vi_demo.target import Target, in_slices
 
 RUNS = 4
@@ -26,6 +26,8 @@ WANTED_ERROR = 0.05  # nats of log evidence: more particles are tried above it
 TOLERATED_ERROR = 0.15  # and no trust above this
 MAPPED_BACK = 1e-4  # relative, by which a site's value may differ after a trip to R^d
 LEAST_A_CHAIN = 4  # draws, for an R-hat
+MOST_NAMED = 5
+CHECKED = 1024  # draws, for how the density falls beyond them
 TOLERATED_QUADRATURE = 1e-3  # relative, of the evidence
 
 Report = Callable[[str, float, str], None]
@@ -68,7 +70,15 @@ def build(
             f"{target.name}: quadrature works up to 2 dimensions and this target has "
             f"{target.dim}; choose smc, nuts or auto."
         )
-    return METHODS[method](target, key, budget, report)
+    found = METHODS[method](target, key, budget, report)
+    if target.prior is None and target.dim <= starts.MOST_CURVATURE:
+        points = None if found.draws is None else resample(found.draws, CHECKED, seed=0)
+        flat = propriety.does_not_fall(target, points)
+        if flat:
+            named = ", ".join(flat[:MOST_NAMED])
+            why = f"the posterior may be improper: its density does not fall along {named}"
+            return replace(found, trusted=False, reasons=(why, *found.reasons))
+    return found
 
 
 def known(method: str | Path) -> None:
@@ -253,6 +263,7 @@ def by_smc(target, key, budget, report) -> Reference:
     factor = local_factor(target, resample(draws, 1024, seed=0))
     others = None if chains is None else chains.points[:, ::50].reshape(-1, target.dim)
     found = modes.find(target, draws, factor, seed=0, others=others)
+    begun = starts.evaluations(target)
     reasons = []
     if not evidence.mcse <= TOLERATED_ERROR:
         reasons.append(f"its log evidence is uncertain by ±{evidence.mcse:.2g} nats")
@@ -274,8 +285,10 @@ def by_smc(target, key, budget, report) -> Reference:
         log_evidence=evidence,
         modes=found,
         evaluations={
-            "log_density": tempered.evaluations["log_density"],
-            "gradient": tempered.evaluations["gradient"] + (chains.gradients if chains else 0),
+            "log_density": begun["log_density"] + tempered.evaluations["log_density"],
+            "gradient": begun["gradient"]
+            + tempered.evaluations["gradient"]
+            + (chains.gradients if chains else 0),
         },
     )
 
