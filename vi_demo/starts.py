@@ -341,6 +341,14 @@ def frame(target: Target, whole: bool) -> Frame:
     return jax.tree.map(lambda x: x[jnp.argmax(found.elbos)], found.frames(whole))
 
 
+def to_scale(target: Target, whole: bool) -> tuple[Frame, Target]:
+    """The scale of the best climb and the target seen from it, one for all that step on it."""
+    if ("to scale", whole) not in target.programs:
+        scale = frame(target, whole)
+        target.programs["to scale", whole] = scale, seen_from(target, scale)
+    return target.programs["to scale", whole]
+
+
 def seen_from(target: Target, frame: Frame) -> Target:
     """The same target in u, where z = shift + factor u."""
     volume = frame.log_volume()

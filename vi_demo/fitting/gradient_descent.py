@@ -103,14 +103,15 @@ def fit(
 def fitter(f: Callable, target: Target, family: Family, covering: Fit | None) -> Fitter:
     """L-BFGS in stages; `covering` is the forward-KL fit, for all but reverse KL."""
     stages: list[Stage] = []
-    user, frame = target, starts.frame(target, family.turns)
-    target, back = starts.seen_from(user, frame), frame.inverse()
+    user = target
+    frame, target = starts.to_scale(user, family.turns)
+    back = frame.inverse()
 
     def init(key):
         point_key, *keys = jax.random.split(key, 1 + len(SIZES))
         for g, (noise, number), noise_key in zip((reverse_kl, f, f), SIZES, keys, strict=True):
             noise = normal_noise(noise_key, max(noise, enough(target)), target.dim)
-            draws = covering and seen(subset(covering.draws, number))
+            draws = covering and moved(subset(covering.draws, number), back)
             stages.append(Stage(program_of(g, target, family), noise, draws))
         params = starts.guides(user, family, frame, point_key, STARTS)
         if covering:
@@ -120,12 +121,6 @@ def fitter(f: Callable, target: Target, family: Family, covering: Fit | None) ->
         worst = jnp.full(number, jnp.inf)
         active, none = jnp.arange(number) < number - bool(covering), jnp.zeros(number, int)
         return State(0, 0, params, fresh(params), worst, worst, active, none, 0)
-
-    def seen(draws):
-        """Draws of the target on the scale that is stepped on."""
-        return draws._replace(
-            points=jax.vmap(back.out)(draws.points), log_p=draws.log_p + frame.log_volume()
-        )
 
     def advance(state):
         if settled(state):
@@ -294,6 +289,12 @@ def grows_outward(f: Callable, target: Target, q: dist.Distribution, noise: Arra
 def enough(target: Target) -> int:
     """Fewer draws than a few times the dimension leave directions that nothing sees."""
     return 2 ** int(np.ceil(np.log2(8 * target.dim)))
+
+
+def moved(draws: TargetDraws, to: starts.Frame) -> TargetDraws:
+    """Weighted draws at the points that a scale makes of theirs."""
+    points = jax.vmap(to.out)(draws.points)
+    return draws._replace(points=points, log_p=draws.log_p - to.log_volume())
 
 
 def subset(draws: TargetDraws, number: int) -> TargetDraws:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from vi_demo import starts
 from vi_demo.divergences.generators import Alpha
 from vi_demo.fitting import gradient_descent, objectives
 from vi_demo.fitting.runner import Fit, Report, silent
@@ -61,14 +62,14 @@ def follow(
     alphas = np.linspace(0.0, 1.0, steps)
     solve = solver(target, family, forward, key)
     optima = distinct(family, reverse)
-    starts = [(0.0, p) for p in optima] + [(1.0, forward.params)]
+    ends = [(0.0, p) for p in optima] + [(1.0, forward.params)]
     branches = []
-    for i, (begin, params) in enumerate(starts):
+    for i, (begin, params) in enumerate(ends):
         order = alphas if begin == 0 else alphas[::-1]
         found = []
         for k, a in enumerate(order):
-            share = (i + k / steps) / len(starts)
-            report("path", share, f"branch {i + 1} of {len(starts)}, α = {a:.2f}")
+            share = (i + k / steps) / len(ends)
+            report("path", share, f"branch {i + 1} of {len(ends)}, α = {a:.2f}")
             params, value = solve(params, a)
             found.append((params, value))
         branches.append(found if begin == 0 else found[::-1])
@@ -79,25 +80,31 @@ def follow(
     )
     mean, sd = spots(family, params)
     best, jumps = best_and_jumps(alphas, divergence, mean, sd)
-    begins = np.array([begin for begin, _ in starts])
+    begins = np.array([begin for begin, _ in ends])
     return Path(alphas, divergence, mean, sd, params, begins, best, jumps)
 
 
 def solver(target: Target, family: Family, forward: Fit, key: Array) -> Callable:
-    """A function (parameters, α) -> (parameters, divergence) of the optimum nearby."""
+    """A function (parameters, α) -> (parameters, divergence) of the optimum nearby.
+
+    It steps on the scale of the target's curvature.
+    """
+    frame, here = starts.to_scale(target, family.turns)
+    back = frame.inverse()
+    there, back_again = (jax.jit(lambda p, f=f: family.moved(p, *f)) for f in (back, frame))
     noise = objectives.normal_noise(
         key, max(SIZES[0], gradient_descent.enough(target)), target.dim
     )
-    draws = gradient_descent.subset(forward.draws, SIZES[1])
+    draws = gradient_descent.moved(gradient_descent.subset(forward.draws, SIZES[1]), back)
 
     def loss(params, noise_and_alpha, draws):  # one program for every α
         fixed, a = noise_and_alpha
-        return objectives.through_both(Alpha(a), target, family, params, fixed, draws)
+        return objectives.through_both(Alpha(a), here, family, params, fixed, draws)
 
     program = gradient_descent.descent(loss)
 
     def solve(params, a):
-        params = jax.tree.map(lambda x: jnp.asarray(x)[None], params)
+        params = jax.tree.map(lambda x: x[None], there(params))
         optimiser, old = gradient_descent.fresh(params), jnp.array([jnp.inf])
         for _ in range(CHUNKS):
             params, optimiser, value, _ = program(
@@ -107,13 +114,15 @@ def solver(target: Target, family: Family, forward: Fit, key: Array) -> Callable
                 break
             old = value
         # The objective is log(1 + D).
-        return jax.tree.map(lambda x: x[0], params), float(jnp.expm1(value[0]))
+        return back_again(jax.tree.map(lambda x: x[0], params)), float(jnp.expm1(value[0]))
 
     return solve
 
 
 def distinct(family: Family, reverse: Fit) -> list[dict]:
     """The optima that the restarts of reverse KL found, the best first, each once."""
+    if not set(reverse.params) <= set(reverse.restarts):  # they were too large to be kept
+        return [reverse.params]
     score = "elbo" if "elbo" in reverse.restarts else "loss"
     values = reverse.restarts[score] * (-1 if score == "elbo" else 1)
     kept: list[dict] = []

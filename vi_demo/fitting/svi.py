@@ -115,8 +115,7 @@ def of_family(target: Target, family: Family, learned: bool = False) -> Problem:
     A target that subsamples its rows is estimated anew from some of them at each step. With
     `learned`, the model's own parameters are fitted along.
     """
-    frame = starts.frame(target, family.turns)
-    here = starts.seen_from(target, frame)
+    frame, here = starts.to_scale(target, family.turns)
     theta = here.parameters if learned else {}
     scaled = starts.climbs(target) is not None
     if here.estimate is None:
