@@ -33,7 +33,10 @@ MOST_CURVATURE = 400  # dimensions up to which the whole curvature is looked at
 STEPS = 80
 LEAST_CURVATURE = 1e-6  # relative to the coordinates' own
 PATIENCE = 12  # steps without a greater ELBO after which a climb ends
+GAIN = 0.01  # nats that count
 DRAWS = 64  # for the ELBO of each point on the way
+FEW = 4  # of them, for the mean density that is climbed
+SPREADS = 0.0, 1.0, 0.5, 1.0  # of these, in sds
 DAMPING = 10.0 ** jnp.arange(-2, 9)  # tried at each step, times the last that was best
 STRETCHES = 4.0 ** jnp.arange(1, 6)  # of Newton's step: down from exp(600) it takes 600 of them
 CANDIDATES = 16
@@ -42,7 +45,7 @@ ROUNDING = 0.1  # nats that a log density may change by over next to no distance
 HOPELESS = 1e4  # times lower a log density than elsewhere
 CENTRING = 30  # looks at all rows at most, to find where their slope is zero
 SETTLED = 0.02  # sds from there
-SECONDS = 30.0  # after which no more climbs are begun, two aside
+SECONDS = 20.0  # after which no more climbs are begun, two aside
 NARROW = 0.1
 WIDE = 4.0
 INFLATED = 3.0
@@ -161,10 +164,13 @@ def climbs(target: Target) -> Climbs | None:
 
 
 def from_each(climb: Callable, begin: Array) -> Climbs:
-    """The climbs from all of these points (n, d), or from some where they take too long."""
+    """The climbs from all of these points (n, d), or from some where they take too long.
+
+    By turns they climb the density itself and its mean over draws, spread as `SPREADS` says.
+    """
     climb, found = jax.jit(climb), []
-    for z in begin:
-        found.append(jax.block_until_ready(climb(z)))
+    for i, z in enumerate(begin):
+        found.append(jax.block_until_ready(climb(z, SPREADS[i % len(SPREADS)])))
         if len(found) == 1:
             began = time.perf_counter()  # compiling does not count
         elif time.perf_counter() - began > SECONDS:
@@ -176,9 +182,9 @@ def spent(found: Climbs, dim: int) -> dict[str, int]:
     """What climbs and their starting points cost, a row of the curvature being a gradient."""
     steps = int(found.steps.sum())
     started = CLIMBS * len(RADII)
-    gradients = dim + len(DAMPING) + 1 + len(STRETCHES)
+    gradients = dim + FEW * (1 + len(DAMPING) + 1 + len(STRETCHES))
     return {
-        "log_density": started * CANDIDATES + steps * (DRAWS + 1),
+        "log_density": started * CANDIDATES + steps * (DRAWS + 2),
         "gradient": started + steps * gradients,
     }
 
@@ -222,8 +228,6 @@ class Climb(NamedTuple):
     """A climb on its way: where it stands, its damping, the best Gaussian so far, its patience."""
 
     z: Array
-    height: Array
-    slope: Array
     damping: Array
     best: Climbs
     stale: Array
@@ -231,10 +235,21 @@ class Climb(NamedTuple):
 
 
 def climber(target: Target, curvature: Callable):
-    """The climb from one point (d,): a function z -> the Gaussian of greatest ELBO on the way."""
-    value_and_grad = jax.value_and_grad(target.log_density)
+    """The climb from one point (d,): a function z -> the Gaussian of greatest ELBO on the way.
+
+    With `spread` 0 it is the density that is climbed; else it is its mean over a few draws of the
+    Gaussian at each point, the part of the ELBO that a shift of it changes. The one finds its way
+    down from where draws overflow. The other keeps out of a hierarchy's spike, where scales
+    go to 0 and the density without end to infinity, before the data are fitted at all.
+    """
     half = jax.random.normal(jax.random.key(1), (DRAWS // 2, target.dim))
     noise = jnp.concatenate([half, -half])
+    few = jnp.concatenate([half[: FEW // 2], -half[: FEW // 2]])
+
+    def mean_density(z, factor):
+        return in_slices(target.log_density, z + few @ factor.T, target.batch).mean()
+
+    value_and_grad = jax.value_and_grad(mean_density)
 
     def gaussian(z, height, scale, values, vectors, whole):
         factor = scale[:, None] * vectors / jnp.sqrt(values)
@@ -251,37 +266,37 @@ def climber(target: Target, curvature: Callable):
         elbo = jnp.where(usable, elbo, -jnp.inf)
         return Climbs(z, factor, scale, elbo, whole, jnp.zeros((), int))
 
-    def advance(at):
+    def advance(spread, at):
         scale, values, vectors, whole = curvature(at.z)
-        here = gaussian(at.z, at.height, scale, values, vectors, whole)
+        here = gaussian(at.z, target.log_density(at.z), scale, values, vectors, whole)
         better = here.elbos > at.best.elbos
-        along = vectors.T @ (scale * at.slope)
+        rises_enough = here.elbos > at.best.elbos + GAIN
+        factor = spread * here.factors
+        height, slope = value_and_grad(at.z, factor)
+        along = vectors.T @ (scale * jnp.nan_to_num(slope))
         dampings = jnp.append(at.damping * DAMPING, 0.0)  # the last is Newton's own step
         steps = jax.vmap(lambda m: scale * (vectors @ (along / (values + m))))(dampings)
         tried = at.z + jnp.concatenate([steps, STRETCHES[:, None] * steps[-1]])
-        heights, slopes = in_slices(value_and_grad, tried, target.batch)
+        heights, slopes = in_slices(lambda z: value_and_grad(z, factor), tried, target.batch)
         usable = jnp.isfinite(heights) & jnp.isfinite(slopes).all(-1)
         heights = jnp.where(usable, heights, -jnp.inf)
         i = jnp.argmax(heights)
-        rises = heights[i] > at.height
+        rises = heights[i] > finite_or_minus_inf(height)
         pick = lambda a, b: jnp.where(rises, a, b)  # noqa: E731
         return Climb(
             pick(tried[i], at.z),
-            pick(heights[i], at.height),
-            pick(slopes[i], at.slope),
             jnp.clip(pick(jnp.append(dampings, 0 * STRETCHES)[i], 1e3 * at.damping), 1e-6, 1e8),
             jax.tree.map(lambda a, b: jnp.where(better, a, b), here, at.best),
-            jnp.where(better | jnp.isneginf(at.best.elbos), 0, at.stale + 1),
+            jnp.where(rises_enough | jnp.isneginf(at.best.elbos), 0, at.stale + 1),
             at.step + 1,
         )
 
-    def climb(z):
-        height, slope = value_and_grad(z)
+    def climb(z, spread):
         lowest, whole, zero = jnp.array(-jnp.inf), jnp.array(True), jnp.zeros((), int)
         nothing = Climbs(z, jnp.eye(target.dim), jnp.ones_like(z), lowest, whole, zero)
-        begin = Climb(z, height, jnp.nan_to_num(slope), jnp.ones(()), nothing, zero, zero)
+        begin = Climb(z, jnp.ones(()), nothing, zero, zero)
         going = lambda at: (at.step < STEPS) & (at.stale < PATIENCE)  # noqa: E731
-        end = jax.lax.while_loop(going, advance, begin)
+        end = jax.lax.while_loop(going, partial(advance, spread), begin)
         return end.best._replace(steps=end.step)
 
     return climb
