@@ -31,6 +31,7 @@ VALLEY = 0.1  # nats by which a path must dip to separate two modes
 ALONG = 33  # points looked at on a path
 MOST = 64  # groups of ends
 PAIRS = 24  # nearest pairs of two groups that are tried
+PIECE = 2**22  # numbers, of the points looked at together
 SECONDS = 20.0  # about, for points to climb; where that is not enough, there are fewer
 GRADIENT = 3  # times as long as a log density
 
@@ -165,11 +166,23 @@ def group(target: Target, ends, heights, factor) -> np.ndarray:
     whitened = whiten(ends, factor)
     labels[labels < 0] = labels[KDTree(whitened[labels >= 0]).query(whitened[labels < 0])[1]]
     members = [np.flatnonzero(labels == k) for k in range(count)]
-    joins = np.zeros((count, count), dtype=bool)
-    for a, b in itertools.combinations(range(count), 2):
+    groups = list(itertools.combinations(range(count), 2))
+    tried = target.affordable(len(groups) * PAIRS, SECONDS, ALONG) // max(len(groups), 1)
+    which, one, other = [], [], []
+    for a, b in groups:
         distances = cdist(whitened[members[a]], whitened[members[b]])
-        i, j = np.unravel_index(distances.argsort(axis=None)[:PAIRS], distances.shape)
-        joins[a, b] = joined(target, ends[members[a][i]], ends[members[b][j]]).any()
+        i, j = np.unravel_index(distances.argsort(axis=None)[: max(tried, 1)], distances.shape)
+        which += [(a, b)] * len(i)
+        one += members[a][i].tolist()
+        other += members[b][j].tolist()
+    joins = np.zeros((count, count), dtype=bool)
+    # In few large pieces: two thousand small ones would take longer to begin than to look at.
+    size = max(128, PIECE // (ALONG * ends.shape[1]))
+    for k in range(0, len(which), size):
+        piece = slice(k, k + size)
+        found = joined(target, ends[one[piece]], ends[other[piece]])
+        for pair in np.array(which[piece])[found]:
+            joins[tuple(pair)] = True
     return connected_components(joins, directed=False)[1][labels]
 
 
