@@ -86,14 +86,13 @@ def temper(
     After so many `seconds` it stops short of it, unless it is well on its way: the first
     temperatures, far out, are the slow ones. It then settles once instead of `SETTLING` times.
     """
-    began = time.perf_counter()
     begin, raise_temperature = programs(target)
     init_key, key = jax.random.split(key)
     populations = begin(jax.random.split(init_key, runs), jnp.zeros(particles))
     temperatures = settled = stuck = 0
     lowest, done = 0.0, False
     while settled < SETTLING and stuck < STUCK and temperatures < MAX_TEMPERATURES:
-        if temperatures == 1:
+        if temperatures <= 1:
             began = time.perf_counter()  # compiling does not count
         done = bool((populations.beta >= 1).all())
         spent = time.perf_counter() - began
