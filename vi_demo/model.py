@@ -319,7 +319,9 @@ class Model:
             values = {k: v for k, v in self.constrain(z).items() if k in self.latent}
             model = handlers.substitute(self.on_all_rows(), data=values)
             site = handlers.trace(model).get_trace()[name]
-        fn = innermost(site["fn"])
+        fn = stated(site["fn"])  # a LogNormal has parameters of its own, other transforms have not
+        if not (isinstance(fn, dist.TransformedDistribution) and fn.arg_constraints):
+            fn = innermost(fn)
         if isinstance(fn, dist.Unit):
             return f"a factor of {brief(fn.log_factor)}"
         given = {k: getattr(fn, k, None) for k in fn.arg_constraints}

@@ -75,7 +75,6 @@ class State(NamedTuple):
     yield_: float  # effective draws a draw of the guide
     evaluations: dict[str, int]
     began: float  # on the clock
-    each: float = 1e-6  # seconds a draw of the guide took
     short: str = ""  # that SMC stopped short of the target, if it did
 
     @property
@@ -155,7 +154,6 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
         return spend(state, tempered.evaluations)
 
     def from_guide(state, key):
-        began = time.perf_counter()
         noise = normal_noise(key, number_of_draws(state), target.dim, whiten=False)
         points, log_shares = draw(state.params, noise)  # shares: of mass over density
         log_p = np.asarray(target.log_densities(points))
@@ -163,8 +161,7 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
         log_z = float(logsumexp(log_weights))
         state = spend(state, {"log_density": len(points), "gradient": 0})
         log_weights, khat = smoothed(log_weights)
-        each = (time.perf_counter() - began) / len(points)
-        state = state._replace(khat=khat, each=each)
+        state = state._replace(khat=khat)
         if dear and not khat < KHAT:
             state = state._replace(short=NO_SMC)
         elif not khat < KHAT:
@@ -177,8 +174,7 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
 
     def number_of_draws(state):
         missing = (1 / MEAN_ERROR**2 - state.ess) / state.yield_
-        least, most = (target.affordable(n, SECONDS / 2) for n in DRAWS)
-        most = max(least, min(most, int(WEIGHING / 2 / state.each)))
+        least, most = (target.affordable(n, WEIGHING / 2) for n in DRAWS)
         # A power of two, as Sobol sequences have it.
         return 2 ** int(np.log2(np.clip(2 ** np.ceil(np.log2(max(missing, 1))), least, most)))
 

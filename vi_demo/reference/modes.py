@@ -211,7 +211,7 @@ def polish(target: Target, point: np.ndarray, factor: np.ndarray, reach=3.0) -> 
 
     with np.errstate(all="ignore"):
         found = minimize(downhill, np.zeros(len(point)), jac=True, options={"maxiter": 200})
-    near = np.isfinite(found.fun) and np.linalg.norm(found.x) < reach
+        near = np.isfinite(found.fun) and np.linalg.norm(found.x) < reach
     return point + factor @ found.x if near else point
 
 

@@ -19,6 +19,7 @@ WARMUP = 500
 DRAWS = 1000
 ACCEPTANCE = 0.95
 MOST_DENSE = 200  # dimensions up to which the mass matrix is dense
+DEEPEST = 8  # trees, of 255 leapfrog steps: a check that needs more is none
 LEAPFROGS = 32  # a transition, a guess
 GRADIENTS = 5  # that are timed
 
@@ -39,6 +40,7 @@ def sample(target: Target, key: Array) -> Chains:
         potential_fn=lambda u: -target.log_density(frame.out(u)),
         target_accept_prob=ACCEPTANCE,
         dense_mass=target.dim <= MOST_DENSE,
+        max_tree_depth=DEEPEST,
     )
     chains = MCMC(
         kernel,

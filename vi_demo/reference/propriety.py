@@ -41,7 +41,8 @@ def does_not_fall(target: Target, draws: np.ndarray | None = None) -> list[str]:
 def farthest(draws: np.ndarray, frame: starts.Frame) -> np.ndarray:
     """Unit vectors (m, d) on the scale of a frame, to the draws that lie farthest from it."""
     local = np.linalg.solve(frame.factor, (draws - np.asarray(frame.shift)).T).T
-    distances = np.linalg.norm(local, axis=1)
+    with np.errstate(over="ignore"):  # of an improper posterior there are no bounds to them
+        distances = np.linalg.norm(local, axis=1)
     chosen = np.argsort(distances)[-FARTHEST:]
     chosen = chosen[np.isfinite(distances[chosen]) & (distances[chosen] > 0)]
     return local[chosen] / distances[chosen, None]
