@@ -468,10 +468,11 @@ def apart(found: Climbs) -> Climbs:
     """The climbs that did not lead to where a better one did."""
     kept: list[int] = []
     for i in np.argsort(-np.asarray(found.elbos)):
-        inside = [
-            np.linalg.norm(np.linalg.solve(found.factors[j], found.centres[i] - found.centres[j]))
-            for j in kept
+        ways = [
+            np.linalg.solve(found.factors[j], found.centres[i] - found.centres[j]) for j in kept
         ]
+        with np.errstate(over="ignore"):  # without bounds, where the posterior is improper
+            inside = [np.linalg.norm(way) for way in ways]
         if min(inside, default=np.inf) > 1.0:
             kept.append(int(i))
     return jax.tree.map(lambda x: x[np.array(kept)], found)
