@@ -245,6 +245,7 @@ def clipped():
     numpyro.sample("y", dist.Bernoulli(probs=p), obs=jnp.arange(40) % 2)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of what has no bounds
 def test_an_improper_posterior_is_told():
     found = build(Target.from_numpyro(separated))
     assert not found.trusted
