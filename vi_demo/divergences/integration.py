@@ -71,6 +71,8 @@ def integrate(log_densities: Callable, centres: np.ndarray, scale: np.ndarray) -
     kept = log_weights > log_weights.max() + np.log(NEGLIGIBLE)
     weights = np.exp(log_weights[kept])
     total = float(weights.sum())
+    if not total > 0:
+        raise ArithmeticError("the density has no bounds: its nodes are infinitely far out")
     corners = mapped(boxes[kept], middle, scale)[0]
     # The last corners of the tails are infinite: draw them in to their node.
     corners = np.where(np.isfinite(corners), corners, points[kept][:, None])

@@ -208,7 +208,11 @@ def by_quadrature(target, key, budget, report) -> Reference:
     centres = modes.summits(target, ends[np.argsort(-heights)][::4], factor)
     scale = np.maximum(np.ptp(centres, axis=0), 3 * np.sqrt(np.diag(factor @ factor.T)))
     report("reference", 0.5, "integrating")
-    integral = integration.integrate(integration.padded(target.log_densities), centres, scale)
+    try:
+        integral = integration.integrate(integration.padded(target.log_densities), centres, scale)
+    except ArithmeticError:
+        why = "the posterior may be improper: quadrature found no bounds to its density"
+        return Reference("none", False, (why,))
     factor = local_factor(target, resample(integral.nodes, 1024, seed=0))
     report("reference", 0.8, "weighing modes")
     found = modes.find(target, integral.nodes, factor, seed=0)
