@@ -436,7 +436,8 @@ def test_a_file_that_sets_numpyro():
 MODEL_FILES = [
     ("def modle(): pass", [r"no function 'model' \(it defines modle\)", r"bad file\.py:modle\?"]),
     ("x = 1", [r"bad file\.py", r"defines none", r"add def model\(\.\.\.\)"]),
-    ("def fit(): pass\ndef plot(): pass", [r"fit, plot", r"add def model"]),
+    ("def fit(): pass\ndef plot(): pass", [r"fit, plot", r"as in .*bad file\.py:fit", r"add def"]),
+    ("def read(): pass\ndef my_model(): pass", [r"did you mean .*bad file\.py:my_model\?"]),
     ("model = 3", [r"bad file\.py", r"'model' is of type int", r"make it a function"]),
     ("def model(:\n", [r"bad file\.py:1: invalid syntax", r"correct it there"]),
     ("a = 1\ndef model(\n", [r"SyntaxError", r"bad file\.py:2: '\(' was never closed"]),

@@ -14,9 +14,9 @@ from numpyro.distributions import constraints
 from scipy import stats
 from xarray import DataTree
 
-from vi_demo import Target, check, starts
+from vi_demo import Target, check, climbs, starts
+from vi_demo.batching import in_slices
 from vi_demo.errors import InputError, MixedPrecision
-from vi_demo.target import in_slices
 
 KEY = jax.random.key(0)
 
@@ -545,7 +545,7 @@ def by_cdf(z):
 def test_the_curvature_of_densities_that_resist(log_density, curvature):
     """The last is held against differences of SciPy's: d²/dz² log P(eᶻ, 2) = −0.4924 at 0."""
     target = Target.from_log_density(log_density, 3)
-    scale, values, vectors, whole = jax.jit(starts.curvature_of(target))(jnp.zeros(3))
+    scale, values, vectors, whole = jax.jit(climbs.curvature_of(target))(jnp.zeros(3))
     assert whole
     precision = vectors @ np.diag(values) @ vectors.T / scale / scale[:, None]
     np.testing.assert_allclose(precision, curvature * np.eye(3), atol=2e-4)

@@ -61,7 +61,16 @@ CASES = {
         "unreliable",
         "k-hat 0.90 is above 0.70",
     ),
-    "k-hat of nearly constant weights": ({"khat": 3.0, "ess_share": 0.995}, "reliable", "covers"),
+    "k-hat of nearly constant weights": (
+        {"khat": 3.0, "ess_share": 0.984},
+        "reliable",
+        "k-hat 3.00 is passed over: the weights are nearly constant, 98% of the draws effective",
+    ),
+    "k-hat of nearly constant weights that correct a mean": (
+        {"khat": 3.0, "ess_share": 0.984, "sites": site(0.4, 1.0)},
+        "correctable",
+        "k-hat 3.00 is passed over",
+    ),
     "constant weights": (
         {"khat": None, "ess_share": 1.0, "reasons": {"khat": "constant"}},
         "reliable",
@@ -81,7 +90,7 @@ CASES = {
     "close by total variation whatever k-hat reads": (
         {"khat": 6.0, "ess_share": 0.9},
         "reliable",
-        "covers",
+        "k-hat 6.00 is passed over: total variation from the posterior is only 0.02",
     ),
     "few effective draws": (
         {"ess_share": 0.005, "sites": site([0.5, 0.0], [1.0, 1.0])},

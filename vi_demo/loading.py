@@ -168,8 +168,12 @@ def _model(module: ModuleType, function: str, label: str) -> Callable:
             f"def {function}(...)."
         )
     defined = list(_defined(module))
-    close = close_to(function, defined) or (defined[0] if len(defined) == 1 else None)
-    remedy = f"did you mean {label}:{close}?" if close else f"add def {function}(...) to it."
+    alike = [*defined, None] if len(defined) == 1 else [n for n in defined if function in n]
+    close = close_to(function, defined) or (alike[0] if alike else None)
+    other = f"name the one to use, as in {label}:{defined[0]}, or " if defined else ""
+    remedy = (
+        f"did you mean {label}:{close}?" if close else f"{other}add def {function}(...) to it."
+    )
     raise InputError(
         f"{label} has no function {function!r} (it defines {', '.join(defined[:8]) or 'none'}); "
         f"{remedy}"

@@ -21,13 +21,14 @@ from numpyro import handlers
 from numpyro.infer import Predictive
 
 from vi_demo import guides, loading, results, supports
+from vi_demo.batching import batched
 from vi_demo.draws import Linear, stored
 from vi_demo.errors import InputError
 from vi_demo.model import Rows, traced
 from vi_demo.record import flat, path_name
 from vi_demo.refusals import stopped_by
 from vi_demo.sites import unravel
-from vi_demo.target import Target, in_slices, put_together
+from vi_demo.target import Target, put_together
 
 BATCH = 1024  # draws made at once
 
@@ -56,8 +57,8 @@ def draw(run: xr.DataTree | str | Path, fit: str, number: int, seed: int = 0) ->
         return {k: ways[k](part) for k, part in unravel(u, inside).items()}
 
     points = guide.sample(jax.random.key(seed), (number,))
-    values = in_slices(constrain, points, BATCH)
-    log_q = in_slices(guide.log_prob, points, BATCH)
+    values = batched(constrain, BATCH)(points)
+    log_q = batched(guide.log_prob, BATCH)(points)
     groups = {"posterior": values, "sample_stats": {"log_q": log_q}}
     as_chain = {g: {k: np.asarray(v)[None] for k, v in part.items()} for g, part in groups.items()}
     return azb.from_dict(as_chain, **_labels(saved, values))

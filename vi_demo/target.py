@@ -10,7 +10,6 @@ place where points are batched, in slices of bounded memory.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
@@ -28,6 +27,7 @@ from numpyro.distributions import constraints
 
 from vi_demo import draws as drawn
 from vi_demo import supports
+from vi_demo.batching import batched, clocked
 from vi_demo.errors import InputError
 from vi_demo.model import CHUNK, Model
 from vi_demo.own_guide import Guide
@@ -37,7 +37,6 @@ BATCH = 1024  # points evaluated at once, at most
 LEAST_A_CHAIN = 4  # draws, for an effective number of them
 TIMED = 256, 8  # points that a log density is timed on, at most and at least
 AT_ONCE_TIMED = 2**20  # rows of data times these points, at most
-TRIES = 3
 LEAST = 256  # points, however long they take
 AT_ONCE = 2**23  # rows of data times points evaluated at once, at most
 
@@ -109,28 +108,25 @@ class Target:
 
     @cached_property
     def seconds_each(self) -> float:
-        """About how long one of many log densities takes, the least of a few tries."""
+        """About how long one of many log densities takes."""
         if self.log_density is None:
             return 0.0
         number = int(np.clip(AT_ONCE_TIMED // self.all_rows, TIMED[1], TIMED[0]))
-        points = jnp.zeros((number, self.dim))
-        self.log_densities(points).block_until_ready()
-        clocked = []
-        for _ in range(TRIES):
-            began = time.perf_counter()
-            self.log_densities(points).block_until_ready()
-            clocked.append(time.perf_counter() - began)
-        return min(clocked) / number
+        return clocked(self.log_densities, jnp.zeros((number, self.dim))) / number
+
+    def seconds(self, number: int) -> float:
+        """About how long so many log densities take."""
+        return self.seconds_each * number
 
     def affordable(self, number: int, seconds: float, looks: int = 1) -> int:
         """So many points, or fewer where so many looks at each would take longer than this."""
-        if self.seconds_each * looks * number <= seconds:
+        if self.seconds(looks * number) <= seconds:
             return number
-        return min(number, max(LEAST, int(seconds / self.seconds_each / looks)))
+        return min(number, max(LEAST, int(seconds / self.seconds(looks))))
 
     def batched(self, fn: Callable) -> Callable:
         """A compiled `fn` of one point over a leading axis, in slices of bounded memory."""
-        return jax.jit(lambda points: in_slices(fn, points, self.batch))
+        return batched(fn, self.batch)
 
     @cached_property
     def log_densities(self) -> Callable[[Array], Array]:
@@ -354,22 +350,6 @@ class Target:
             observed=read.observed,
             **labels,
         )
-
-
-def in_slices(fn: Callable, points, size: int):
-    """`fn` of one point over a leading axis, at most `size` points at once.
-
-    Slices are all of one length, the last filled up with its last point: `fn` is compiled once,
-    where `jax.lax.map` compiles it again for what is left over.
-    """
-    number = len(jax.tree.leaves(points)[0])
-    if number <= size:
-        return jax.vmap(fn)(points)
-    slices = -(-number // size)
-    each = -(-number // slices)
-    rows = jnp.minimum(jnp.arange(slices * each), number - 1).reshape(slices, each)
-    values = jax.lax.map(lambda of: jax.vmap(fn)(jax.tree.map(lambda x: x[of], points)), rows)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:number], values)
 
 
 def finite_or_minus_inf(log_p: Array) -> Array:

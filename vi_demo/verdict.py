@@ -59,7 +59,8 @@ def judge(
     if doubt:
         return Verdict("unreliable", (*doubt, *wrong, *unsettled), ADVICE["unchecked"])
     if wrong or unsettled:
-        return Verdict("correctable", (*wrong, *unsettled), ADVICE["correctable"])
+        reasons = (*wrong, *unsettled, *passed_over(figures))
+        return Verdict("correctable", reasons, ADVICE["correctable"])
     return Verdict("reliable", passed(figures), ADVICE["reliable"])
 
 
@@ -185,4 +186,18 @@ def passed(figures: Figures) -> tuple[str, ...]:
     return (
         f"covers all the posterior mass, means within {max(errors):.2f} sd, "
         f"widths within {100 * (SD_RATIO - 1):.0f}%",
+        *passed_over(figures),
     )
+
+
+def passed_over(figures: Figures) -> tuple[str, ...]:
+    """Why a k-hat above its threshold was not held against a fit, if it was not."""
+    if figures.khat is None or figures.khat < figures.khat_threshold:
+        return ()
+    if figures.ess_share > CONSTANT_WEIGHTS:
+        share = 100 * figures.ess_share
+        because = f"the weights are nearly constant, {share:.0f}% of the draws effective"
+    else:
+        distance = figures.divergences["total_variation"].value
+        because = f"total variation from the posterior is only {distance:.2f}"
+    return (f"k-hat {figures.khat:.2f} is passed over: {because}",)

@@ -29,6 +29,7 @@ from vi_demo.divergences.generators import log_height, named, reverse_kl
 from vi_demo.fitting import moment_matching
 from vi_demo.fitting.objectives import Loss, TargetDraws, loss_of, normal_noise
 from vi_demo.fitting.runner import Assessment, Fit, Fitter, Report, choose, run, silent
+from vi_demo.frames import Frame
 from vi_demo.guides import Family
 from vi_demo.target import Target
 
@@ -291,7 +292,7 @@ def enough(target: Target) -> int:
     return 2 ** int(np.ceil(np.log2(8 * target.dim)))
 
 
-def moved(draws: TargetDraws, to: starts.Frame) -> TargetDraws:
+def moved(draws: TargetDraws, to: Frame) -> TargetDraws:
     """Weighted draws at the points that a scale makes of theirs."""
     points = jax.vmap(to.out)(draws.points)
     return draws._replace(points=points, log_p=draws.log_p - to.log_volume())

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vi_demo.fitting.objectives import TargetDraws
+from vi_demo.frames import Frame
 from vi_demo.guides import Family
-from vi_demo.starts import Frame
 
 PATH_POINTS = 400  # of the way there that are kept
 

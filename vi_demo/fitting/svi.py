@@ -28,10 +28,13 @@ from numpyro.infer.autoguide import AutoContinuous
 from numpyro.infer.svi import SVIState
 
 from vi_demo import starts
+from vi_demo.batching import in_slices
+from vi_demo.climbs import ROUNDING
 from vi_demo.fitting.runner import Assessment, Fit, Fitter, Report, choose, run, silent
+from vi_demo.frames import Frame
 from vi_demo.guides import Family, own
 from vi_demo.own_guide import Guide
-from vi_demo.target import Target, finite_or_minus_inf, in_slices
+from vi_demo.target import Target, finite_or_minus_inf
 
 STARTS = 8
 PARTICLES = 8
@@ -105,8 +108,8 @@ class Problem(NamedTuple):
     sites: dict[str, str]
     values: Callable[[dict, Array], Array]
     doubt: Callable[[dict], str | None]
-    frame: starts.Frame | None = None
-    spent: dict[str, int] = {"log_density": 0, "gradient": 0}  # noqa: RUF012  before it begins
+    frame: Frame | None
+    spent: dict[str, int]  # before it begins
 
 
 def of_family(target: Target, family: Family, learned: bool = False) -> Problem:
@@ -156,7 +159,7 @@ def of_family(target: Target, family: Family, learned: bool = False) -> Problem:
         log_p = in_slices(lambda at: log_density(*at, own), (tried, keys), target.batch)
         found = finite_or_minus_inf(log_p - q.log_prob(tried))
         changes = jnp.nan_to_num(found[-LOOKS:] - found[:LOOKS])
-        return jnp.where(jnp.median(jnp.abs(changes)) < starts.ROUNDING, found[:-LOOKS], -jnp.inf)
+        return jnp.where(jnp.median(jnp.abs(changes)) < ROUNDING, found[:-LOOKS], -jnp.inf)
 
     def doubt(params):
         q = family.distribution({k: params[k] for k in sites})
@@ -214,7 +217,8 @@ def of_guide(target: Target, guide: Guide) -> Problem:
         return target.not_finite_at(jax.vmap(lambda key: guide.draw(params, key)[0])(keys))
 
     svi = partial(SVI, *pair, loss=guide.elbo(PARTICLES))
-    return Problem(svi, begin, {k: k for k in params}, values, doubt)
+    nothing = {"log_density": 0, "gradient": 0}
+    return Problem(svi, begin, {k: k for k in params}, values, doubt, None, nothing)
 
 
 class State(NamedTuple):

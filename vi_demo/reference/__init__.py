@@ -14,11 +14,12 @@ from arviz_stats.base import array_stats
 
 from vi_demo import draws as drawn
 from vi_demo import starts
+from vi_demo.batching import in_slices
 from vi_demo.divergences import integration
 from vi_demo.divergences.estimators import Draws, Estimate, equal_weights, resample
 from vi_demo.errors import InputError
 from vi_demo.reference import agreement, modes, nuts, propriety, smc
-from vi_demo.target import Target, in_slices
+from vi_demo.target import Target
 
 RUNS = 4
 LEAST_SECONDS = 30.0  # that SMC is given to reach the target, whatever the budget

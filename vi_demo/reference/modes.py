@@ -20,8 +20,9 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
 
+from vi_demo.batching import in_slices
 from vi_demo.divergences.estimators import Draws, Estimate, expectation
-from vi_demo.target import Target, finite_or_minus_inf, in_slices
+from vi_demo.target import Target, finite_or_minus_inf
 
 SMALLEST_MASS = 0.005  # a basin with less of the posterior is not reported
 CLIMBERS = 1024

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import NamedTuple
 
 import jax
@@ -12,6 +11,8 @@ from jax import Array
 from numpyro.infer import MCMC, NUTS
 
 from vi_demo import starts
+from vi_demo.batching import clocked
+from vi_demo.frames import Frame
 from vi_demo.target import Target
 
 CHAINS = 4
@@ -21,7 +22,6 @@ ACCEPTANCE = 0.95
 MOST_DENSE = 200  # dimensions up to which the mass matrix is dense
 DEEPEST = 8  # trees, of 255 leapfrog steps: a check that needs more is none
 LEAPFROGS = 32  # a transition, a guess
-GRADIENTS = 5  # that are timed
 
 
 class Chains(NamedTuple):
@@ -64,14 +64,10 @@ def seconds(target: Target) -> float:
     """About how long `sample` will run, from how long a few gradients take."""
     frame, begin = dispersed(target, jax.random.key(0))
     slopes = jax.jit(jax.vmap(jax.grad(lambda u: target.log_density(frame.out(u)))))
-    slopes(begin).block_until_ready()
-    began = time.perf_counter()
-    for _ in range(GRADIENTS):
-        slopes(begin).block_until_ready()
-    return (time.perf_counter() - began) / GRADIENTS * LEAPFROGS * (WARMUP + DRAWS)
+    return clocked(slopes, begin) * LEAPFROGS * (WARMUP + DRAWS)
 
 
-def dispersed(target: Target, key: Array) -> tuple[starts.Frame, Array]:
+def dispersed(target: Target, key: Array) -> tuple[Frame, Array]:
     """The scale that chains step on, and where they begin on it (chain, d).
 
     Where there were climbs, the scale is the best one's and chains begin at draws around their
@@ -79,7 +75,7 @@ def dispersed(target: Target, key: Array) -> tuple[starts.Frame, Array]:
     """
     found = starts.climbs(target)
     if found is None:
-        nothing = starts.Frame(jnp.zeros(target.dim), jnp.ones(target.dim))
+        nothing = Frame(jnp.zeros(target.dim), jnp.ones(target.dim))
         return nothing, starts.points(target, key, CHAINS)
     frame = jax.tree.map(lambda x: x[jnp.argmax(found.elbos)], found.frames(whole=True))
     noise = jax.random.normal(key, (CHAINS, target.dim))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vi_demo import starts
+from vi_demo.frames import Frame
 from vi_demo.target import Target
 
 OUTWARD = 1e3, 1e6  # sds from the middle at which a proper density has fallen
@@ -38,7 +39,7 @@ def does_not_fall(target: Target, draws: np.ndarray | None = None) -> list[str]:
     return list(dict.fromkeys(told))
 
 
-def farthest(draws: np.ndarray, frame: starts.Frame) -> np.ndarray:
+def farthest(draws: np.ndarray, frame: Frame) -> np.ndarray:
     """Unit vectors (m, d) on the scale of a frame, to the draws that lie farthest from it."""
     local = np.linalg.solve(frame.factor, (draws - np.asarray(frame.shift)).T).T
     with np.errstate(over="ignore"):  # of an improper posterior there are no bounds to them

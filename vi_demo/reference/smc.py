@@ -25,8 +25,9 @@ from blackjax.smc.solver import dichotomy
 from jax import Array
 
 from vi_demo import starts
+from vi_demo.batching import in_slices
 from vi_demo.divergences.estimators import Draws, Estimate, expectation
-from vi_demo.target import Start, Target, finite_or_minus_inf, in_slices
+from vi_demo.target import Start, Target, finite_or_minus_inf
 
 PARTICLES = 1024  # of a population
 TARGET_ESS = 0.6  # share of the particles that a rise of β leaves effective
@@ -38,8 +39,8 @@ ACCEPTANCE = 0.8
 MAX_TEMPERATURES = 500
 OUTLYING = 1e3  # times the usual length of a gradient
 SINGULAR = 1e-12  # eigenvalues below, as a share, are rounding
-LEAST_LOOKS = 200  # at the density, by each particle: gradients count twice
-USUAL_LOOKS = 2_000
+LEAST_LOOKS = 200  # at the density, by each particle, where all goes well
+USUAL_LOOKS = 2_000  # where it does not, roughly; a gradient counts twice
 STUCK = 10  # temperatures in a row without any rise
 
 
@@ -120,9 +121,9 @@ def temper(
     )
 
 
-def seconds(target: Target, particles: int, looks: int = LEAST_LOOKS) -> float:
+def seconds(target: Target, particles: int) -> float:
     """About how long `temper` will run at the least, for so many particles in all."""
-    return target.seconds_each * particles * looks
+    return target.seconds(particles * LEAST_LOOKS)
 
 
 def number_of_particles(target: Target, runs: int, within: float) -> int:
@@ -130,7 +131,7 @@ def number_of_particles(target: Target, runs: int, within: float) -> int:
 
     Only by a factor, so that on the same machine it is the same number at every run.
     """
-    slow = seconds(target, PARTICLES * runs, USUAL_LOOKS) > 2 * within
+    slow = target.seconds(PARTICLES * runs * USUAL_LOOKS) > 2 * within
     return PARTICLES // 4 if slow else PARTICLES
 
 

@@ -1,0 +1,55 @@
+"""Local scales: a target seen from where it is, as wide as it is there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from vi_demo.target import Target
+
+
+class Frame(NamedTuple):
+    """A local scale: z = shift + factor u, factor (d, d), or (d,) for one scale a coordinate."""
+
+    shift: Array
+    factor: Array
+
+    def out(self, u: Array) -> Array:
+        """The point z of a point u."""
+        return self.shift + (self.factor * u if self.factor.ndim == 1 else self.factor @ u)
+
+    def inverse(self) -> Frame:
+        """The scale that leads back: u = F⁻¹ (z − shift)."""
+        if self.factor.ndim == 1:
+            return Frame(-self.shift / self.factor, 1 / self.factor)
+        back = jnp.linalg.inv(self.factor)
+        return Frame(-back @ self.shift, back)
+
+    def log_volume(self) -> Array:
+        """Log |det factor|."""
+        if self.factor.ndim == 1:
+            return jnp.log(jnp.abs(self.factor)).sum()
+        return jnp.linalg.slogdet(self.factor)[1]
+
+
+def seen_from(target: Target, frame: Frame) -> Target:
+    """The same target in u, where z = shift + factor u."""
+    volume = frame.log_volume()
+
+    def estimate(u, key, parameters=None):
+        return target.estimate(frame.out(u), key, parameters) + volume
+
+    return replace(
+        target,
+        log_density=lambda u: target.log_density(frame.out(u)) + volume,
+        estimate=target.estimate and estimate,
+        joint=lambda u, parameters: target.joint(frame.out(u), parameters) + volume,
+        unravel=lambda u: target.unravel(frame.out(u)),
+        constrain=lambda u: target.constrain(frame.out(u)),
+        site_log_probs=lambda u: target.site_log_probs(frame.out(u)),
+        prior=None,
+        programs={},
+    )
