@@ -20,6 +20,7 @@ from vi_demo.divergences.generators import (
 from vi_demo.errors import InputError
 from vi_demo.fitting import objectives, svi
 from vi_demo.fitting.path import follow
+from vi_demo.reference import smc
 
 KEY = jax.random.key(0)
 RHO = 0.7
@@ -153,6 +154,18 @@ def test_forward_kl_reports_its_draws(fitted):
     assert float(jnp.exp(fit.draws.log_weights).sum()) == pytest.approx(1)
     exact = dist.MultivariateNormal(jnp.array([3.0, -2.0]), CORRELATED)
     np.testing.assert_allclose(fit.draws.log_p, exact.log_prob(fit.draws.points), atol=0.002)
+
+
+def test_draws_that_lie_in_a_plane_fail_the_fit(monkeypatch):
+    """They have no covariance: the guide is left as the climb's, and a line says why."""
+    line = np.random.default_rng(0).normal(size=(4, 500, 1)) * np.ones(2)
+    where_it_was = (np.zeros(4), np.full(4, 0.01), 9, 0.8, {"log_density": 1, "gradient": 1}, True)
+    monkeypatch.setattr(smc, "temper", lambda *_, **__: smc.Tempered(line, *where_it_was))
+    target = Target.from_log_density(lambda z: -0.5 * z @ z, 2)
+    fit = fitting.fit("forward_kl", target, guides.family("full_rank"), KEY)
+    assert fit.status == "failed"
+    assert "lie on a point, or in a plane" in fit.notes[0]
+    np.testing.assert_allclose(fit.guide.covariance_matrix, np.eye(2), atol=1e-6)
 
 
 def test_a_guide_whose_weights_fail_is_not_called_settled():

@@ -549,3 +549,36 @@ def test_the_curvature_of_densities_that_resist(log_density, curvature):
     assert whole
     precision = vectors @ np.diag(values) @ vectors.T / scale / scale[:, None]
     np.testing.assert_allclose(precision, curvature * np.eye(3), atol=2e-4)
+
+
+def test_no_climb_ends_where_a_probability_is_above_one(monkeypatch):
+    """Far out, NumPyro's negative binomial loses a term to rounding: its mass there is e^1000s."""
+    y = np.array([1, 3, 8, 27, 75, 221, 290])
+
+    def model(y):
+        rate = numpyro.sample("rate", dist.LogNormal(0, 1))
+        spread = numpyro.sample("spread", dist.Exponential(5))
+        mean = jnp.exp(rate * jnp.arange(7.0))
+        numpyro.sample("y", dist.NegativeBinomial2(mean, 1 / spread).to_event(1), obs=y)
+
+    target = Target.from_numpyro(model, {"y": y})
+    near, far = jnp.array([0.0, -1.0]), jnp.array([1.5, -324.0])
+    assert float(target.log_density(far)) > 0 > float(target.log_density(near))
+    assert target.believable(near) and not target.believable(far)
+    both = climbs.Climbs(
+        centres=jnp.stack([near, far]),
+        factors=jnp.stack([jnp.eye(2)] * 2),
+        scales=jnp.ones((2, 2)),
+        elbos=jnp.array([-30.0, 2e4]),
+        whole=jnp.array([True, True]),
+        steps=jnp.array([9, 9]),
+    )
+    monkeypatch.setattr(starts, "upward", lambda *_: (both, {"log_density": 1, "gradient": 1}))
+    assert starts.climbs(target).elbos == -30
+
+
+def test_a_density_on_the_line_has_no_probability_to_doubt():
+    def model(y):
+        numpyro.sample("y", dist.Normal(numpyro.sample("mu", dist.Normal(0, 1)), 1e-9), obs=y)
+
+    assert Target.from_numpyro(model, {"y": np.zeros(2)}).believable is None

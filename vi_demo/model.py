@@ -45,6 +45,7 @@ from vi_demo.sites import (
 )
 
 CHUNK = 8192  # rows of a subsampled plate that are looked at together
+EXCESS = 0.1  # nats above 0 of a log probability that rounding does not explain
 FLAT_LOOKS = 3  # points at which a gradient of exactly zero means that nothing depends on it
 
 # Where ArviZ was imported first, NumPyro was loaded through ArviZ's lazy stand-in, which leaves
@@ -274,6 +275,22 @@ class Model:
         """The log likelihood of each entry of each observed site at z."""
         terms = self.log_probs(z, whole=False)
         return {k: terms[k] for k in self.observed}
+
+    @property
+    def counts(self) -> tuple[str, ...]:
+        """The observed sites whose log likelihood is that of a probability, so at most 0."""
+        if self.discrete or self.chunked:
+            return ()  # it is not to be had one by one
+        supports = {k: self.given[k]["fn"].support for k in self.observed}
+        return tuple(k for k, s in supports.items() if getattr(s, "is_discrete", False))
+
+    def believable(self, z: Array) -> Array:
+        """Whether no observation has a probability above 1 at z, as far out rounding may give it.
+
+        There a term of size 1e16 may have swallowed another, and the density be anything.
+        """
+        terms = self.log_probs(z, whole=False)
+        return jnp.all(jnp.array([jnp.all(terms[k] < EXCESS) for k in self.counts]))
 
     def about(self) -> dict[str, dict]:
         """Of each site what people want to know: its kind, shape, prior, support, argument."""

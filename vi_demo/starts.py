@@ -32,6 +32,7 @@ SETTLED = 0.02  # sds from there
 NARROW = 0.1
 WIDE = 4.0
 INFLATED = 3.0
+AGREEING = 30.0  # nats of ELBO that climbs may differ by, and none of them be doubted
 TAILS = 5  # degrees of freedom, a whole number
 
 
@@ -95,8 +96,11 @@ def climbs(target: Target) -> Climbs | None:
             "log_density": starting * CANDIDATES + spent["log_density"],
             "gradient": starting + spent["gradient"],
         }
-        finite = np.flatnonzero(np.isfinite(found.elbos))
-        found = jax.tree.map(lambda x: x[finite], found) if len(finite) else None
+        usable = np.isfinite(found.elbos)
+        agreeing = not usable.any() or np.ptp(found.elbos[usable]) < AGREEING
+        if near.believable is not None and not agreeing:
+            usable &= np.asarray(near.batched(near.believable)(found.centres))
+        found = jax.tree.map(lambda x: x[np.flatnonzero(usable)], found) if usable.any() else None
         target.programs["climbs"] = (
             found if near is target or not found else centred(target, found)
         )

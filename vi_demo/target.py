@@ -59,7 +59,8 @@ class Target:
     (S, d) of draws of p, where that is all there is: chain after chain, where their `chains` are
     known; `linear` puts back those of their entries that R^d is without. `prior` is set where
     the model's prior is proper and can be drawn from;
-    `log_likelihood` gives the pointwise terms of each observed site; `discrete` draws, with a
+    `log_likelihood` gives the pointwise terms of each observed site; `believable` says where
+    these cannot be right, if that can be told; `discrete` draws, with a
     key, the discrete sites that were summed out. `estimate` is an unbiased estimate of
     `log_density` from some rows, (z, key, parameters), where the model subsamples a plate.
     `parameters` are the unconstrained values of the model's numpyro.param sites that are still
@@ -83,6 +84,7 @@ class Target:
     remarks: tuple[str, ...] = ()
     prior: Start | None = None
     log_likelihood: Callable[[Array], dict[str, Array]] | None = None
+    believable: Callable[[Array], Array] | None = None
     site_log_probs: Callable[[Array], dict[str, Array]] | None = None
     inputs: Callable[[Array, str], str] | None = None
     about: Callable[[], dict[str, dict]] | None = None
@@ -321,7 +323,12 @@ class Target:
 
     @classmethod
     def _of(cls, read: Model, **labels) -> Target:
-        """The target that a model is, with its parameters held where they are."""
+        """The target that a model is, with its parameters held where they are.
+
+        What many programs hold is compiled by itself too: NumPyro's handlers run once, and not
+        in each of them.
+        """
+        log_density = jax.jit(read.log_density)
         return cls(
             name=read.name,
             dim=read.dim,
@@ -330,9 +337,10 @@ class Target:
             constrain=read.constrain,
             unconstrain=read.unconstrain,
             supports=cache(partial(supports_of, read)),
-            log_density=read.log_density,
-            prior=Start(read.draw_prior, read.log_prior) if read.proper else None,
+            log_density=log_density,
+            prior=Start(read.draw_prior, jax.jit(read.log_prior)) if read.proper else None,
             log_likelihood=None if read.discrete else read.log_likelihood,
+            believable=read.believable if read.counts else None,
             site_log_probs=read.log_probs,
             inputs=read.inputs,
             about=read.about,
@@ -342,7 +350,7 @@ class Target:
             parameters=read.parameters,
             learned=read.learned,
             remarks=read.remarks,
-            joint=read.log_density,
+            joint=log_density,
             given=lambda parameters: cls._of(read.holding(parameters), **labels),
             chunked=bool(read.chunked),
             rows=CHUNK if read.chunked else read.rows,

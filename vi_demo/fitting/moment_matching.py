@@ -43,6 +43,7 @@ KHAT = 0.7
 SECONDS = 90.0  # after which no more SMC populations are begun, and one is given up
 WEIGHING = 45.0  # more, for the guide's own draws to be weighed after that
 NO_SMC = "its weights were refused, and with so many rows SMC is out of reach"
+COINCIDE = "the target's draws lie on a point, or in a plane: no guide can be fitted to them"
 SHORT = "SMC was stopped short of the target, after {} temperatures: its draws are too wide"
 NEARLY_CONSTANT = 0.95  # ESS / draws above which k-hat says nothing
 
@@ -76,6 +77,7 @@ class State(NamedTuple):
     evaluations: dict[str, int]
     began: float  # on the clock
     short: str = ""  # that SMC stopped short of the target, if it did
+    failed: bool = False  # there is no guide of these draws
 
     @property
     def batches(self) -> tuple[Batch, ...]:
@@ -116,11 +118,12 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
     def init(key):
         starts.climbs(target)  # which tempering begins at, or this
         beginning = (np.nan, np.inf, 1.0, starts.evaluations(target), time.perf_counter())
-        if not dear:
-            return State(key, "smc", (), (), None, 0, False, *beginning)
+        source, params = ("guide", of_the_climbs()) if dear else ("smc", None)
+        return State(key, source, (), (), params, 0, False, *beginning)
+
+    def of_the_climbs():
         unit = family.init(jnp.zeros(target.dim), 1.0)
-        params = family.moved(unit, *starts.frame(target, family.turns))
-        return State(key, "guide", (), (), params, 0, False, *beginning)
+        return family.moved(unit, *starts.frame(target, family.turns))
 
     def advance(state):
         key, draw_key = jax.random.split(state.key)
@@ -155,9 +158,13 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
 
     def from_guide(state, key):
         noise = normal_noise(key, number_of_draws(state), target.dim, whiten=False)
-        points, log_shares = draw(state.params, noise)  # shares: of mass over density
-        log_p = np.asarray(target.log_densities(points))
-        log_weights = log_p + np.asarray(log_shares)
+        parts = noise.reshape(
+            -1, min(len(noise), DRAWS[0]), target.dim
+        )  # of one size: one program
+        drawn = [draw(state.params, part) for part in parts]
+        log_p = np.concatenate([target.log_densities(points) for points, _ in drawn])
+        points, log_shares = (np.concatenate(each) for each in zip(*drawn, strict=True))
+        log_weights = log_p + log_shares - np.log(len(parts))  # shares: of mass over density
         log_z = float(logsumexp(log_weights))
         state = spend(state, {"log_density": len(points), "gradient": 0})
         log_weights, khat = smoothed(log_weights)
@@ -169,7 +176,7 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
             return state._replace(source="smc", weighted=(), refused=True)
         weights = np.exp(log_weights - log_weights.max())
         ess = effective_sample_size(log_weights)
-        new = Batch(np.asarray(points), weights / weights.sum(), ess, log_p, log_z)
+        new = Batch(points, weights / weights.sum(), ess, log_p, log_z)
         return state._replace(weighted=(*state.weighted, new), yield_=ess / len(points))
 
     def number_of_draws(state):
@@ -185,6 +192,8 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
     def refit(state):
         points, weights = filled_up(*together(state)[:2])
         params, gain = improve(points, weights, state.params)
+        if not all(jnp.isfinite(p).all() for p in params.values()):
+            return state._replace(params=state.params or of_the_climbs(), failed=True)
         # The first round has nothing to compare with, and a refused one brought nothing new.
         gain = np.inf if state.params is None or state.refused else float(gain)
         source = "guide" if state.rounds == 1 else state.source
@@ -199,7 +208,7 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
 
     def assess(state):
         text = f"round {state.rounds}, {state.ess:,.0f} effective draws"
-        if not all(jnp.isfinite(p).all() for p in state.params.values()):
+        if state.failed:
             return Assessment("failed", 1.0, text)
         if target.draws is not None:
             return Assessment("converged", 1.0, text)
@@ -222,7 +231,7 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
             "params": state.params,
             "steps": state.rounds,
             "evaluations": state.evaluations,
-            "notes": (state.short,) if state.short else (),
+            "notes": (*filter(None, (state.short, COINCIDE if state.failed else "")),),
             "measured": {"ess": state.ess, "error": noise(state)} | tail,
             "draws": None if target.log_density is None else draws_of_target(*together(state)),
         }

@@ -26,6 +26,7 @@ from vi_demo.target import Target, finite_or_minus_inf
 
 SMALLEST_MASS = 0.005  # a basin with less of the posterior is not reported
 CLIMBERS = 1024
+PARTY = 256  # that climb together
 STEPS = 40
 STRIDE = 0.5  # the longest step, in local sds
 VALLEY = 0.1  # nats by which a path must dip to separate two modes
@@ -124,8 +125,12 @@ def climb(target: Target, points: np.ndarray, factor: np.ndarray) -> tuple[np.nd
         target.programs["climb"] = jax.jit(
             lambda zs, factor: in_slices(lambda z: ascend(target, z, factor), zs, target.batch)
         )
-    ends, heights = target.programs["climb"](jnp.asarray(points), jnp.asarray(factor))
-    return np.asarray(ends), np.asarray(heights)
+    # Always as many at once, so that it is compiled once.
+    rows = np.minimum(np.arange(-(-len(points) // PARTY) * PARTY), len(points) - 1)
+    parties = points[rows].reshape(-1, PARTY, points.shape[1])
+    climbed = [target.programs["climb"](party, jnp.asarray(factor)) for party in parties]
+    ends, heights = (np.concatenate(parts)[: len(points)] for parts in zip(*climbed, strict=True))
+    return ends, heights
 
 
 def ascend(target: Target, point: Array, factor: Array) -> tuple[Array, Array]:

@@ -280,7 +280,7 @@ def effective_draws(draws: Draws) -> float:
     worth = []
     for x in draws.points.T:
         mean, mcse = expectation(x, draws)
-        worth.append(np.sum(draws.weights * (x - mean) ** 2) / mcse**2)
+        worth.append(np.sum(draws.weights * ((x - mean) / mcse) ** 2))
     return float(min(worth))
 
 
