@@ -270,12 +270,18 @@ def guide_summary(target: Target, guide: xr.Dataset) -> dict:
     return {"guide": entry | {"correlations": pairs}}
 
 
-def draws_summary(target: Target) -> dict:
-    """How many draws a target of draws alone is, and what they are worth."""
+def model_summary(target: Target) -> dict:
+    """What the target is; of one of draws alone, how many they are and what they are worth."""
+    known = {
+        "name": target.name,
+        "dim": target.dim,
+        "sites": target.sites,
+        "labels": target.labels,
+    }
     if target.draws is None:
-        return {}
+        return known
     number = {"number": len(target.draws), "chains": target.chains}
-    return {"draws": number | {"effective": target.effective_draws}}
+    return known | {"draws": number | {"effective": target.effective_draws}}
 
 
 def estimate(value: Estimate | None, reasons: Mapping, *names: str) -> dict:

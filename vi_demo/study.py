@@ -72,57 +72,20 @@ def run(
     report("model", 0.0, "reading the model")
     target, own = as_target(model, data, guide, name=name, coords=coords, dims=dims)
     fits = fits or (fitting.DEFAULT if target.log_density is not None else ("forward_kl",))
-    if target.log_density is None and path is not None:
-        raise InputError(f"{target.name}: a path needs a log density; leave --path out for draws.")
-    asked, given = target, None
-    if reference not in references.METHODS:  # refused now, if it cannot be used
-        given = references.from_file(target, reference)
-    if own is not None and path is not None:
-        raise InputError("a path needs a family of guides at both ends; leave --guide own out.")
+    refuse(target, own, fits, path)
+    given = None if reference in references.METHODS else references.from_file(target, reference)
     family, remarks = family_for(target, guide if own is None else "full_rank")
-    for name in fits if path is None else (*fits, *fitting.DEFAULT):
-        fitting.objectives.refuse(name, target)
     key = jax.random.key(seed)
-    finished = {}
-    if own is not None:
-        report("reverse_kl", 0.0, "compiling")
-        own_key = part(key, "reverse_kl")
-        theirs = target.own_guide(own)
-        finished["reverse_kl"], target = svi.fit_own(target, theirs, own_key, report)
-    elif target.parameters:
-        report("parameters", 0.0, "compiling")
-        target = svi.learn(target, family, part(key, "parameters"), report)
+    asked = target
+    own_fit, target = first_learned(target, family, own, key, report)
     report("reference", 0.0, "compiling")
     if given is not None and target is asked:
         truth = references.with_modes(target, given)
     else:
         truth = references.build(target, reference, part(key, "reference"), budget, report)
     report("reference", 1.0, truth.method)
-    # Others than the two directions of KL start from the forward fit and use its draws.
-    forward_key = part(key, "forward_kl")
-    forward = functools.cache(partial(moment_matching.fit, target, family, forward_key, report))
-    measured = (*F_DIVERGENCES, *(f for f in map(named, fits) if f not in F_DIVERGENCES))
-
-    @functools.cache
-    def fit_once(name):
-        fitted = finished.get(name)
-        if fitted is None:
-            fitted = fitting.fit(name, target, family, part(key, name), report, forward)
-        return replace(fitted, notes=(*remarks, *fitted.notes))
-
-    parts, entries, seen = {}, {}, []
-    for name in fits:
-        report(name, 0.0, "compiling")
-        fit = fit_once(name)
-        report(name, 1.0, "measuring")
-        measure_key = part(key, f"measure {name}")
-        figures = measure(target, fit.guide, truth, measure_key, draws, measured)
-        verdict = judge(figures, fit.status, truth.method, truth.reasons, name)
-        parts[name] = record.fit_tree(target, fit, figures, draws)
-        seen.append(figures.points[:draws])
-        entries[name] = record.fit_summary(fit, figures, verdict)
-        entries[name] |= record.guide_summary(target, parts[name]["guide"].to_dataset())
-        report(name, 1.0, verdict.verdict)
+    fit_once = each_once(target, family, key, report, own_fit, remarks)
+    parts, entries, seen = fitted_and_measured(target, fits, fit_once, truth, key, draws, report)
     if truth.draws is not None:
         points = resample(truth.draws, draws, seed)
         parts["reference"] = record.reference_tree(target, truth, points)
@@ -137,33 +100,102 @@ def run(
         parts["path"] = record.path_tree(target, followed)
     if target.dim <= 2 and target.log_density is not None:
         parts["landscape"] = xr.DataTree(record.landscape(target, np.concatenate(seen)))
-    text = record.to_json(
-        {
-            "schema": SCHEMA,
-            "model": {
-                "name": target.name,
-                "dim": target.dim,
-                "sites": target.sites,
-                "labels": target.labels,
-                **record.draws_summary(target),
-            },
-            "settings": {
-                "seed": seed,
-                "draws": draws,
-                "guide": family.name if own is None else "own",
-                "reference": str(reference),
-                "budget": budget,
-                "precision": str(jnp.zeros(()).dtype),
-                "versions": versions(),
-            },
-            "reference": record.reference_summary(target, truth),
-            "fits": entries,
-            **({"path": record.path_summary(followed)} if followed else {}),
-        }
-    )
+    settings = {
+        "seed": seed,
+        "draws": draws,
+        "guide": family.name if own is None else "own",
+        "reference": str(reference),
+        "budget": budget,
+        "precision": str(jnp.zeros(()).dtype),
+        "versions": versions(),
+    }
     tree = xr.DataTree(children=parts)
-    tree.attrs |= {"schema": SCHEMA, "summary": text}
+    summary = {
+        "schema": SCHEMA,
+        "model": record.model_summary(target),
+        "settings": settings,
+        "reference": record.reference_summary(target, truth),
+        "fits": entries,
+        **({"path": record.path_summary(followed)} if followed else {}),
+    }
+    tree.attrs |= {"schema": SCHEMA, "summary": record.to_json(summary)}
     return tree
+
+
+def refuse(target: Target, own: Callable | None, fits: Sequence[str], path: int | None) -> None:
+    """Refuse what cannot be done to this target before anything is compiled."""
+    if path is not None and target.log_density is None:
+        raise InputError(f"{target.name}: a path needs a log density; leave --path out for draws.")
+    if path is not None and own is not None:
+        raise InputError("a path needs a family of guides at both ends; leave --guide own out.")
+    for name in fits if path is None else (*fits, *fitting.DEFAULT):
+        fitting.objectives.refuse(name, target)
+
+
+def first_learned(
+    target: Target, family: guides.Family, own: Callable | None, key: jax.Array, report: Report
+) -> tuple[fitting.Fit | None, Target]:
+    """The fit of the user's own guide, if there is one, and the target with what was learned."""
+    if own is not None:
+        report("reverse_kl", 0.0, "compiling")
+        own_key = part(key, "reverse_kl")
+        return svi.fit_own(target, target.own_guide(own), own_key, report)
+    if target.parameters:
+        report("parameters", 0.0, "compiling")
+        target = svi.learn(target, family, part(key, "parameters"), report)
+    return None, target
+
+
+def each_once(
+    target: Target,
+    family: guides.Family,
+    key: jax.Array,
+    report: Report,
+    own_fit: fitting.Fit | None,
+    remarks: tuple[str, ...],
+) -> Callable[[str], fitting.Fit]:
+    """The fit of a name, made when it is first asked for.
+
+    Others than the two directions of KL start from the forward fit and use its draws.
+    """
+    forward_key = part(key, "forward_kl")
+    forward = functools.cache(partial(moment_matching.fit, target, family, forward_key, report))
+
+    @functools.cache
+    def fit_once(name):
+        fitted = own_fit if name == "reverse_kl" else None
+        if fitted is None:
+            fitted = fitting.fit(name, target, family, part(key, name), report, forward)
+        return replace(fitted, notes=(*remarks, *fitted.notes))
+
+    return fit_once
+
+
+def fitted_and_measured(
+    target: Target,
+    fits: Sequence[str],
+    fit_once: Callable[[str], fitting.Fit],
+    truth: references.Reference,
+    key: jax.Array,
+    draws: int,
+    report: Report,
+) -> tuple[dict, dict, list]:
+    """Of each fit its sub-tree and its figures, by name, and the points that show where it is."""
+    measured = (*F_DIVERGENCES, *(f for f in map(named, fits) if f not in F_DIVERGENCES))
+    parts, entries, seen = {}, {}, []
+    for name in fits:
+        report(name, 0.0, "compiling")
+        fit = fit_once(name)
+        report(name, 1.0, "measuring")
+        measure_key = part(key, f"measure {name}")
+        figures = measure(target, fit.guide, truth, measure_key, draws, measured)
+        verdict = judge(figures, fit.status, truth.method, truth.reasons, name)
+        parts[name] = record.fit_tree(target, fit, figures, draws)
+        entries[name] = record.fit_summary(fit, figures, verdict)
+        entries[name] |= record.guide_summary(target, parts[name]["guide"].to_dataset())
+        seen.append(figures.points[:draws])
+        report(name, 1.0, verdict.verdict)
+    return parts, entries, seen
 
 
 def family_for(target: Target, guide: str) -> tuple[guides.Family, tuple[str, ...]]:
