@@ -18,6 +18,8 @@ jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_enable_x64", True)
 
+BUDGET = 20.0  # seconds for a reference to grow in
+
 # Files stay on one worker each, so that what their tests share is made once: longest first.
 LONGEST = (
     *("known_answers", "cli", "notebooks", "fitting", "reference", "saved", "divergences"),
@@ -37,7 +39,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def bundled_run():
-    """A function that runs a bundled model with its defaults, once a session."""
+    """A function that runs a bundled model, once a session."""
     runs = {}
 
     def run(name):
@@ -45,6 +47,7 @@ def bundled_run():
             loaded = loading.load(name)
             runs[name] = vi_demo.run(
                 *(loaded.model, loaded.data),
+                budget=BUDGET,
                 name=name,
                 coords=loaded.coords,
                 dims=loaded.dims,
