@@ -17,6 +17,7 @@ from xarray import DataTree
 from vi_demo import Target, check, climbs, starts
 from vi_demo.batching import in_slices
 from vi_demo.errors import InputError, MixedPrecision
+from vi_demo.frames import Frame, seen_from
 
 KEY = jax.random.key(0)
 
@@ -575,6 +576,22 @@ def test_no_climb_ends_where_a_probability_is_above_one(monkeypatch):
     )
     monkeypatch.setattr(starts, "upward", lambda *_: (both, {"log_density": 1, "gradient": 1}))
     assert starts.climbs(target).elbos == -30
+
+
+def test_a_scale_of_its_own_changes_no_value_that_is_told():
+    """What a message says of a site is of the point z, on whatever scale a fit steps."""
+
+    def model(y):
+        rate = numpyro.sample("rate", dist.LogNormal(0, 1))
+        numpyro.sample("y", dist.Poisson(rate), obs=y)
+
+    target = Target.from_numpyro(model, {"y": np.array([2, 3])})
+    here = seen_from(target, Frame(jnp.array([-3.0]), jnp.array([0.5])))
+    u, z = jnp.array([2.0]), jnp.array([-2.0])
+    assert here.inputs(u, "y") == target.inputs(z, "y") == "Poisson(rate=0.1353) at 2…3"
+    assert here.log_density(u) == target.log_density(z) + np.log(0.5)
+    assert here.believable(u)
+    np.testing.assert_allclose(here.log_likelihood(u)["y"], target.log_likelihood(z)["y"])
 
 
 def test_a_density_on_the_line_has_no_probability_to_doubt():

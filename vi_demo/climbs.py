@@ -112,7 +112,7 @@ class Climb(NamedTuple):
 
 
 def climber(target: Target, curvature: Callable):
-    """The climb from one point (d,): a function z -> the Gaussian of greatest ELBO on the way.
+    """The climb from one point: (z, spread) -> the Gaussian of greatest ELBO on the way.
 
     With `spread` 0 it is the density that is climbed; else it is its mean over a few draws of the
     Gaussian at each point, the part of the ELBO that a shift of it changes. The one finds its way

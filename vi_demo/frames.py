@@ -10,6 +10,9 @@ from jax import Array
 
 from vi_demo.target import Target
 
+# What else of a target is a function of one point, and then of others.
+POINTWISE = "unravel", "constrain", "site_log_probs", "log_likelihood", "believable", "inputs"
+
 
 class Frame(NamedTuple):
     """A local scale: z = shift + factor u, factor (d, d), or (d,) for one scale a coordinate."""
@@ -39,6 +42,9 @@ def seen_from(target: Target, frame: Frame) -> Target:
     """The same target in u, where z = shift + factor u."""
     volume = frame.log_volume()
 
+    def at(fn):
+        return fn and (lambda u, *others: fn(frame.out(u), *others))
+
     def estimate(u, key, parameters=None):
         return target.estimate(frame.out(u), key, parameters) + volume
 
@@ -47,9 +53,7 @@ def seen_from(target: Target, frame: Frame) -> Target:
         log_density=lambda u: target.log_density(frame.out(u)) + volume,
         estimate=target.estimate and estimate,
         joint=lambda u, parameters: target.joint(frame.out(u), parameters) + volume,
-        unravel=lambda u: target.unravel(frame.out(u)),
-        constrain=lambda u: target.constrain(frame.out(u)),
-        site_log_probs=lambda u: target.site_log_probs(frame.out(u)),
+        **{name: at(getattr(target, name)) for name in POINTWISE},
         prior=None,
         programs={},
     )

@@ -168,12 +168,13 @@ def _model(module: ModuleType, function: str, label: str) -> Callable:
             f"def {function}(...)."
         )
     defined = list(_defined(module))
-    alike = [*defined, None] if len(defined) == 1 else [n for n in defined if function in n]
-    close = close_to(function, defined) or (alike[0] if alike else None)
-    other = f"name the one to use, as in {label}:{defined[0]}, or " if defined else ""
-    remedy = (
-        f"did you mean {label}:{close}?" if close else f"{other}add def {function}(...) to it."
-    )
+    alike = defined if len(defined) == 1 else [name for name in defined if function in name]
+    close = close_to(function, defined) or next(iter(alike), None)
+    remedy = f"add def {function}(...) to it."
+    if close:
+        remedy = f"did you mean {label}:{close}?"
+    elif defined:
+        remedy = f"name the one to use, as in {label}:{defined[0]}, or {remedy}"
     raise InputError(
         f"{label} has no function {function!r} (it defines {', '.join(defined[:8]) or 'none'}); "
         f"{remedy}"

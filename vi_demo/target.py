@@ -59,8 +59,8 @@ class Target:
     (S, d) of draws of p, where that is all there is: chain after chain, where their `chains` are
     known; `linear` puts back those of their entries that R^d is without. `prior` is set where
     the model's prior is proper and can be drawn from;
-    `log_likelihood` gives the pointwise terms of each observed site; `believable` says where
-    these cannot be right, if that can be told; `discrete` draws, with a
+    `log_likelihood` gives the pointwise terms of each observed site; `believable` says
+    whether these can be right, where that can be told; `discrete` draws, with a
     key, the discrete sites that were summed out. `estimate` is an unbiased estimate of
     `log_density` from some rows, (z, key, parameters), where the model subsamples a plate.
     `parameters` are the unconstrained values of the model's numpyro.param sites that are still

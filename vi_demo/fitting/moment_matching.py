@@ -158,9 +158,8 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
 
     def from_guide(state, key):
         noise = normal_noise(key, number_of_draws(state), target.dim, whiten=False)
-        parts = noise.reshape(
-            -1, min(len(noise), DRAWS[0]), target.dim
-        )  # of one size: one program
+        # In parts of one size, so that the program is one.
+        parts = noise.reshape(-1, min(len(noise), DRAWS[0]), target.dim)
         drawn = [draw(state.params, part) for part in parts]
         log_p = np.concatenate([target.log_densities(points) for points, _ in drawn])
         points, log_shares = (np.concatenate(each) for each in zip(*drawn, strict=True))

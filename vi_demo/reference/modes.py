@@ -128,7 +128,8 @@ def climb(target: Target, points: np.ndarray, factor: np.ndarray) -> tuple[np.nd
     # Always as many at once, so that it is compiled once.
     rows = np.minimum(np.arange(-(-len(points) // PARTY) * PARTY), len(points) - 1)
     parties = points[rows].reshape(-1, PARTY, points.shape[1])
-    climbed = [target.programs["climb"](party, jnp.asarray(factor)) for party in parties]
+    factor = jnp.asarray(factor)
+    climbed = [target.programs["climb"](party, factor) for party in parties]
     ends, heights = (np.concatenate(parts)[: len(points)] for parts in zip(*climbed, strict=True))
     return ends, heights
 
