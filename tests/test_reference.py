@@ -146,6 +146,17 @@ def test_nuts_gives_draws_but_no_evidence():
     np.testing.assert_allclose(points.std(0), 2, atol=0.2)
 
 
+def test_trees_are_as_deep_as_there_is_time_for(monkeypatch):
+    """As deep as can be where a density is fast, shallower where it is slow, and none at last."""
+    target = mixture([[0.0]], [1.0], [1.0])
+    assert nuts.affordable(target, np.inf) == (nuts.DEEPEST, 0.0)
+    monkeypatch.setattr(Target, "seconds", lambda self, number: np.inf)
+    monkeypatch.setattr(nuts, "clocked", lambda *_: 1e-3)  # a gradient: 1.5 s for all transitions
+    assert nuts.affordable(target, 1.5 * 2**8)[0] == 8
+    assert nuts.affordable(target, 1.5 * 2**7 - 1)[0] == 6
+    assert nuts.affordable(target, 1.5 * 2**5 - 1) == (None, pytest.approx(48.0))
+
+
 def test_smc_is_doubted_where_nuts_stays_elsewhere():
     """Chains in a mode that SMC's draws do not have speak against them."""
     target = mixture([[-10.0] * 3, [10.0] * 3], [1.0, 1.0], [0.5, 0.5])
@@ -165,16 +176,20 @@ def test_smc_and_nuts_that_differ_are_told_apart():
     rng = np.random.default_rng(0)
     chains, draws = rng.normal(size=(4, 1000)), rng.normal(size=4000)
     assert agreement.differs("x", chains, draws) is None
-    assert "mean of x 0.6 sd from" in agreement.differs("x", chains + 0.6, draws)
-    assert "NUTS finds x 0.59 times as wide" in agreement.differs("x", 0.6 * chains, draws)
+    assert "mean of x 0.6 sd from" in agreement.differs("x", chains + 0.6, draws).words
+    assert "NUTS finds x 0.59 times as wide" in agreement.differs("x", 0.6 * chains, draws).words
 
 
 def test_chains_that_do_not_mix_are_no_check():
     rng = np.random.default_rng(0)
     chains = rng.normal(size=(4, 1000))
     assert agreement.does_not_mix("x", chains) is None
-    assert "R-hat" in agreement.does_not_mix("x", chains + np.arange(4)[:, None])
-    assert "ESS" in agreement.does_not_mix("x", np.cumsum(chains, axis=1) / 30)
+    apart = agreement.does_not_mix("x", chains + np.arange(4)[:, None])
+    slow = agreement.does_not_mix("y", np.cumsum(chains, axis=1) / 30)
+    assert "R-hat" in apart.words and "ESS" in slow.words
+    assert agreement.the_worst([]) == []
+    assert agreement.the_worst([slow]) == [slow.words]
+    assert agreement.the_worst([slow, apart]) == [f"{max(slow, apart).words}; 1 more like it"]
 
 
 def test_bent_shapes_are_one_mode():

@@ -23,6 +23,7 @@ from vi_demo.target import Target
 
 RUNS = 4
 LEAST_SECONDS = 30.0  # that SMC is given to reach the target, whatever the budget
+NUTS_SHARE = 1.5  # times that, for NUTS at its slowest
 WANTED_ERROR = 0.05  # nats of log evidence: more particles are tried above it
 TOLERATED_ERROR = 0.15  # and no trust above this
 MAPPED_BACK = 1e-4  # relative, by which a site's value may differ after a trip to R^d
@@ -261,8 +262,8 @@ def by_smc(target, key, budget, report) -> Reference:
         stopped = f"SMC had not reached the target after {tempered.temperatures} temperatures"
         return by_nuts_instead(target, nuts_key, budget, report, stopped)
     report("reference", 0.75, "chains of NUTS to check it by")
-    too_long = nuts.seconds(target) if particles < smc.PARTICLES else 0.0
-    chains = nuts.sample(target, nuts_key) if too_long <= 2 * given else None
+    deepest, too_long = nuts.affordable(target, NUTS_SHARE * given)
+    chains = nuts.sample(target, nuts_key, deepest) if deepest else None
     report("reference", 0.9, "weighing modes")
     draws = smc.pooled(tempered)
     factor = local_factor(target, resample(draws, 1024, seed=0))
@@ -300,25 +301,26 @@ def by_smc(target, key, budget, report) -> Reference:
 
 def by_nuts_instead(target, key, budget, report, why: str) -> Reference:
     """What is left where SMC is out of reach: NUTS if there is time for it, never trusted."""
-    wanted = nuts.seconds(target)
-    if wanted > 2 * budget:
-        reasons = (why, f"NUTS would take about {wanted:,.0f} seconds (see --budget)")
+    deepest, too_long = nuts.affordable(target, NUTS_SHARE * budget)
+    if not deepest:
+        reasons = (why, f"NUTS would take about {too_long:,.0f} seconds (see --budget)")
         return Reference("none", False, reasons)
-    found = by_nuts(target, key, budget, report)
+    found = by_nuts(target, key, budget, report, deepest)
     return replace(found, trusted=False, reasons=(why, *found.reasons))
 
 
-def by_nuts(target, key, budget, report) -> Reference:
+def by_nuts(target, key, budget, report, deepest=nuts.DEEPEST) -> Reference:
     """NUTS alone: good draws of one mode, no evidence, and no word on the mass of others."""
     report("reference", 0.1, "chains of NUTS")
-    chains = nuts.sample(target, key)
+    chains = nuts.sample(target, key, deepest)
     points = chains.points.reshape(-1, target.dim)
     draws = equal_weights(points, np.repeat(np.arange(len(chains.points)), nuts.DRAWS))
     factor = local_factor(target, points)
     found = modes.find(target, draws, factor, seed=0)
     reasons = agreement.divergences(chains)
     columns = zip(target.coordinate_names, np.moveaxis(chains.points, 2, 0), strict=True)
-    reasons += [words for name, x in columns if (words := agreement.does_not_mix(name, x))][:1]
+    stuck = [agreement.does_not_mix(name, x) for name, x in columns]
+    reasons += agreement.the_worst([*filter(None, stuck)])
     if len(found.masses) > 1:
         reasons.append("NUTS chains sit in several modes, whose masses they cannot tell")
     return Reference(

@@ -31,9 +31,16 @@ def unchecked(why: str) -> Agreement:
     return Agreement([], [why])
 
 
+class Finding(NamedTuple):
+    """What is wrong with one coordinate, in words, and how badly, to find the worst."""
+
+    size: float
+    words: str
+
+
 def compare(target: Target, draws: Draws, chains: nuts.Chains, found: modes.Modes) -> Agreement:
     """Compare SMC's draws with NUTS chains, mode by mode and coordinate by coordinate."""
-    against, unchecked = [], divergences(chains)
+    differing, weak = [], []
     in_chains = modes.basins(target, found, chains.points.reshape(-1, target.dim))
     in_chains = in_chains.reshape(chains.points.shape[:2])
     in_draws = found.of_draws
@@ -52,41 +59,56 @@ def compare(target: Target, draws: Draws, chains: nuts.Chains, found: modes.Mode
             continue  # nothing to compare
         for i, name in enumerate(target.coordinate_names):
             difference = differs(name, stayed[..., i], within[:, i])
-            weak = does_not_mix(name, stayed[..., i])
-            if difference:
-                (unchecked if weak else against).append(weak or difference)
+            if not difference:
+                continue
+            stuck = does_not_mix(name, stayed[..., i])
+            if stuck:
+                weak.append(stuck)
+            else:
+                differing.append(difference)
+    against = the_worst(differing)
     strangers = sum(k not in known for k in home)
     if strangers:
         against.append(
             f"{strangers} of {len(home)} NUTS chains stay where SMC saw next to nothing"
         )
-    return Agreement(against, unchecked)
+    return Agreement(against, divergences(chains) + the_worst(weak))
 
 
-def differs(name: str, chains: np.ndarray, draws: np.ndarray) -> str | None:
+def the_worst(findings: list[Finding]) -> list[str]:
+    """The worst one in words, with how many others there are."""
+    if not findings:
+        return []
+    others = len(findings) - 1
+    words = max(findings).words
+    return [f"{words}; {others} more like it" if others else words]
+
+
+def differs(name: str, chains: np.ndarray, draws: np.ndarray) -> Finding | None:
     """How chains (chain, draw) and draws (n,) of a coordinate differ beyond their noise, if so."""
     effective = {m: float(array_stats.ess(chains, method=m)) for m in ("mean", "sd")}
     independent = len(draws) / 4  # particles share ancestors
     sd = draws.std()
     shift = abs(chains.mean() - draws.mean()) / sd
     if shift > SHIFT + 3 * np.sqrt(1 / effective["mean"] + 1 / independent):
-        return f"NUTS puts the mean of {name} {shift:.1f} sd from where SMC does"
+        return Finding(shift, f"NUTS puts the mean of {name} {shift:.1f} sd from where SMC does")
     ratio = chains.std() / sd
     noise = 3 * np.sqrt(0.5 / effective["sd"] + 0.5 / independent)
-    if abs(np.log(ratio)) > np.log(RATIO) + noise:
-        return f"NUTS finds {name} {ratio:.2f} times as wide as SMC does"
+    off = abs(np.log(ratio))
+    if off > np.log(RATIO) + noise:
+        return Finding(off, f"NUTS finds {name} {ratio:.2f} times as wide as SMC does")
     return None
 
 
-def does_not_mix(name: str, chains: np.ndarray) -> str | None:
+def does_not_mix(name: str, chains: np.ndarray) -> Finding | None:
     """That chains (chain, draw) of a coordinate do not mix, if so (Vehtari et al. 2021)."""
     if len(chains) == 1:
         chains = chains.reshape(2, -1)  # its halves
-    rhat = float(array_stats.rhat(chains))
+    rhat = float(np.nan_to_num(array_stats.rhat(chains), nan=np.inf))  # of chains that stand
     ess = float(min(array_stats.ess(chains, method=m) for m in ("bulk", "sd")))
     if rhat <= RHAT and ess >= ESS:
         return None
-    return f"NUTS does not mix in {name}: R-hat {rhat:.2f}, ESS {ess:.0f}"
+    return Finding(rhat, f"NUTS does not mix in {name}: R-hat {rhat:.2f}, ESS {ess:.0f}")
 
 
 def divergences(chains: nuts.Chains) -> list[str]:

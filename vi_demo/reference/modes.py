@@ -34,7 +34,7 @@ ALONG = 33  # points looked at on a path
 MOST = 64  # groups of ends
 PAIRS = 24  # nearest pairs of two groups that are tried
 PIECE = 2**22  # numbers, of the points looked at together
-SECONDS = 20.0  # about, for points to climb; where that is not enough, there are fewer
+SECONDS = 10.0  # about, for points to climb; where that is not enough, there are fewer
 GRADIENT = 3  # times as long as a log density
 
 

@@ -21,7 +21,8 @@ DRAWS = 1000
 ACCEPTANCE = 0.95
 MOST_DENSE = 200  # dimensions up to which the mass matrix is dense
 DEEPEST = 8  # trees, of 255 leapfrog steps: a check that needs more is none
-LEAPFROGS = 32  # a transition, a guess
+SHALLOWEST = 5
+GRADIENT = 4  # times as long as a density, a guess
 
 
 class Chains(NamedTuple):
@@ -32,15 +33,15 @@ class Chains(NamedTuple):
     gradients: int
 
 
-def sample(target: Target, key: Array) -> Chains:
-    """Run NumPyro's NUTS, all chains side by side."""
+def sample(target: Target, key: Array, deepest: int = DEEPEST) -> Chains:
+    """Run NumPyro's NUTS, all chains side by side, with trees of at most that depth."""
     start_key, run_key = jax.random.split(key)
     frame, begin = dispersed(target, start_key)
     kernel = NUTS(
         potential_fn=lambda u: -target.log_density(frame.out(u)),
         target_accept_prob=ACCEPTANCE,
         dense_mass=target.dim <= MOST_DENSE,
-        max_tree_depth=DEEPEST,
+        max_tree_depth=deepest,
     )
     chains = MCMC(
         kernel,
@@ -60,11 +61,18 @@ def sample(target: Target, key: Array) -> Chains:
     )
 
 
-def seconds(target: Target) -> float:
-    """About how long `sample` will run, from how long a few gradients take."""
+def affordable(target: Target, within: float) -> tuple[int | None, float]:
+    """How deep trees may grow for every one to be full and yet all to be done `within` so many
+    seconds, None where not even shallow ones are, and about how long those would take.
+    """
+    transitions = WARMUP + DRAWS
+    if target.seconds(GRADIENT * CHAINS * transitions * 2**DEEPEST) <= within:
+        return DEEPEST, 0.0
     frame, begin = dispersed(target, jax.random.key(0))
     slopes = jax.jit(jax.vmap(jax.grad(lambda u: target.log_density(frame.out(u)))))
-    return clocked(slopes, begin) * LEAPFROGS * (WARMUP + DRAWS)
+    each = clocked(slopes, begin) * transitions
+    depths = [d for d in range(SHALLOWEST, DEEPEST + 1) if each * 2**d <= within]
+    return max(depths, default=None), each * 2**SHALLOWEST
 
 
 def dispersed(target: Target, key: Array) -> tuple[Frame, Array]:
