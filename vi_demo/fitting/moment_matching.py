@@ -255,8 +255,8 @@ def together(state: State) -> tuple:
 
 
 def filled_up(points: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The draws and some without weight, up to a power of two: few shapes, few compiled."""
-    more = 2 ** int(np.ceil(np.log2(len(points)))) - len(points)
+    """The draws and some without weight, up to a power of four: few shapes, few compiled."""
+    more = 4 ** int(np.ceil(np.log2(len(points)) / 2)) - len(points)
     return np.append(points, np.repeat(points[:1], more, 0), 0), np.append(weights, np.zeros(more))
 
 
