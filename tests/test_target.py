@@ -480,6 +480,25 @@ def test_a_plate_that_the_model_cannot_fill():
         Target.from_numpyro(model, {"y": np.linspace(0, 1, 30)})
 
 
+@pytest.mark.parametrize("given", [{"taken": 2}, {}], ids=["given", "a default"])
+def test_a_model_that_is_told_how_many_rows_it_takes(given):
+    """The argument for it follows the rows: all of them, some, or as many as are asked for."""
+    y = np.arange(6.0)
+
+    def model(y, taken=2):
+        shift = jnp.zeros(taken)
+        with numpyro.plate("row", 6, subsample_size=taken) as i:
+            a = numpyro.sample("a", dist.Normal(shift, 1))
+            numpyro.sample("y", dist.Normal(a, 1), obs=y[i])
+
+    target = Target.from_numpyro(model, {"y": y, **given})
+    z = jnp.linspace(-1, 1, 6)
+    exact = stats.norm.logpdf(z).sum() + stats.norm.logpdf(y - z).sum()
+    assert float(target.log_density(z)) == pytest.approx(exact)
+    guesses = jax.vmap(lambda key: target.estimate(z, key))(jax.random.split(KEY, 4000))
+    assert float(guesses.mean()) == pytest.approx(exact, abs=4 * float(guesses.std()) / 4000**0.5)
+
+
 def test_the_padding_of_a_sequence_leaves_no_flat_direction():
     def model(steps, y):
         seen = jnp.arange(3) < steps

@@ -5,6 +5,8 @@ What stops a model is told by an `InputError` with the site and the remedy, see 
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -88,8 +90,9 @@ class Model:
 
     `latent` are its continuous latent sites in the order the model visits them, `discrete` those
     that are summed out by enumeration, `subsampled` the plates that take only some of their rows
-    with (rows, rows taken), `parameters` the unconstrained values of its numpyro.param sites,
-    which every density takes as its second argument.
+    with (rows, rows taken), `sized_by` the arguments that say how many, `parameters` the
+    unconstrained values of its numpyro.param sites, which every density takes as its second
+    argument.
     """
 
     def __init__(self, model: Callable, data: Mapping, name: str, key: Array):
@@ -99,6 +102,7 @@ class Model:
         self.data = {k: _in_precision(v) for k, v in data.items()}
         self._model = model
         self.subsampled: dict[str, tuple[int, int]] = {}
+        self.sized_by: dict[str, str] = {}
         trace = self._first_look()
         self.subsampled = {
             k: site["args"][:2]
@@ -152,8 +156,13 @@ class Model:
 
     def some_rows(self, rows: Mapping[str, Array]) -> Callable:
         """The model to run on these rows of some plates and on all of the others."""
-        every = {k: jnp.arange(n) for k, (n, _) in self.subsampled.items() if k not in rows}
-        return Rows(self.called, {**every, **rows})
+        every = {k: jnp.arange(n) for k, (n, _) in self.subsampled.items()}
+        return self.on_rows(self._model, {**every, **rows})
+
+    def on_rows(self, fn: Callable, rows: Mapping[str, Array]) -> Callable:
+        """The model or a guide of it to run on these rows, its argument for their number too."""
+        sizes = {argument: len(rows[k]) for k, argument in self.sized_by.items() if k in rows}
+        return Rows(partial(fn, **{**self.data, **sizes}), rows)
 
     def unravel(self, z: Array) -> dict[str, Array]:
         """One point (d,) cut into its sites, unconstrained."""
@@ -395,18 +404,20 @@ class Model:
     def _on_all_rows_or_one_batch(self) -> dict:
         """The sites on all rows of every plate; on those given, where the data are one batch.
 
-        They are one where it makes no difference which rows a plate takes.
+        They are one where it makes no difference which rows a plate takes. A model that stops on
+        all rows may have to be told of them, by the argument that is the number it takes.
         """
         try:
-            trace = traced(self.all_rows, self.key, self.name)
-            for site in trace.values():
-                if site["type"] == "sample":
-                    np.broadcast_shapes(jnp.shape(site["value"]), tuple(site["fn"].shape()))
-            return trace
+            return self._on_all_rows()
         except (InputError, ValueError) as error:  # shapes that cannot be broadcast
+            k, (size, taken) = next(iter(self.subsampled.items()))
+            for argument in self._integers_of(taken):
+                self.sized_by = {k: argument}
+                with contextlib.suppress(InputError, ValueError):
+                    return self._on_all_rows()
+            self.sized_by = {}
             held = self._held_rows()
             if held is None:
-                k, (size, taken) = next(iter(self.subsampled.items()))
                 why = str(error).removeprefix(f"{self.name}: ")
                 raise InputError(
                     f"{self.name}: plate '{k}' takes {taken} of {size} rows, and given all of "
@@ -415,6 +426,20 @@ class Model:
             model, self.subsampled = self._model, {}
             self._model = lambda **data: Rows(lambda: model(**data), held)()
             return traced(self.called, self.key, self.name)
+
+    def _on_all_rows(self) -> dict:
+        """The sites on all rows of every plate, their values as large as their distributions."""
+        trace = traced(self.all_rows, self.key, self.name)
+        for site in trace.values():
+            if site["type"] == "sample":
+                np.broadcast_shapes(jnp.shape(site["value"]), tuple(site["fn"].shape()))
+        return trace
+
+    def _integers_of(self, value: int) -> list[str]:
+        """The arguments of the model that are this number."""
+        takes = inspect.signature(self._model).parameters.values()
+        given = {p.name: p.default for p in takes} | self.data
+        return [k for k, v in given.items() if type(v) is int and v == value]
 
     def _held_rows(self) -> dict[str, Array] | None:
         """The first rows of each plate, if the density is the same at its last ones."""

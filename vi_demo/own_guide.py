@@ -14,7 +14,7 @@ from numpyro.infer.inspect import get_dependencies
 from numpyro.infer.util import compute_log_probs
 
 from vi_demo.errors import InputError
-from vi_demo.model import Model, Rows, traced
+from vi_demo.model import Model, traced
 from vi_demo.refusals import refuse_misfit
 from vi_demo.sites import innermost, parameters_of, transform_of
 
@@ -36,7 +36,7 @@ class Guide:
     def called(self):
         """The guide run on the model's data, on all rows of every plate."""
         rows = {k: jnp.arange(n) for k, (n, _) in self.model.subsampled.items()}
-        return Rows(lambda: self._guide(**self.model.data), rows)()
+        return self.model.on_rows(self._guide, rows)()
 
     def draw(self, parameters: Mapping, key: Array) -> tuple[Array, Array]:
         """A draw on R^d and its log density in nats."""
