@@ -195,7 +195,7 @@ def test_one_fit_without_reference_strictly(command, tmp_path):
     found = summary["fits"][name]
     assert found["eubo"] == {"value": None, "mcse": None, "reason": "there is no reference"}
     assert found["modes_covered"] is None
-    assert found["verdict"] == "unreliable"
+    assert found["verdict"] == "cannot tell"
     assert "a missed mode would go unseen" in found["reasons"][0]
 
 

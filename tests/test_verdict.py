@@ -109,10 +109,22 @@ def test_verdicts(case):
     assert verdict.advice
 
 
-def test_a_doubtful_reference_passes_nothing():
-    verdict = judge(figures(), "converged", "smc", ("SMC and NUTS differ",), "reverse_kl")
-    assert verdict.verdict == "unreliable"
+@pytest.mark.parametrize("fault", [{}, {"sites": site(9.0, 0.1)}, {"khat": 0.9}])
+def test_a_doubtful_reference_passes_nothing_and_is_no_evidence(fault):
+    """Not what was measured by it, nor a k-hat whose weights hardly differ."""
+    doubted = figures(own_distance=0.05, **{"ess_share": 0.9, **fault})
+    verdict = judge(doubted, "converged", "smc", ("SMC and NUTS differ",), "reverse_kl")
+    assert verdict.verdict == "cannot tell"
     assert "not to be trusted: SMC and NUTS differ" in verdict.reasons[0]
+    assert not any("off by" in reason for reason in verdict.reasons)
+
+
+def test_a_guide_is_condemned_by_its_own_weights_whatever_the_reference():
+    far = figures(khat=0.9, ess_share=0.1, own_distance=0.6)
+    verdict = judge(far, "converged", "none", (), "reverse_kl")
+    assert verdict.verdict == "unreliable"
+    assert "k-hat 0.90 is above" in verdict.reasons[0]
+    assert "there is no reference" in verdict.reasons[1]
 
 
 def test_a_fit_that_ran_out_of_steps_is_not_reliable():
@@ -158,6 +170,10 @@ def test_importance_estimates_the_evidence():
     assert 0 < mcse < 0.02
     # ∫ p²/q for these two is 4 / √7.
     assert known["ess_share"] == pytest.approx(np.sqrt(7) / 4, abs=0.03)
+    # ½ ∫ |p − q|: the two cross at ±√(8/3 · log 2).
+    cross = np.sqrt(8 / 3 * np.log(2))
+    apart = 2 * (stats.norm.cdf(cross) - stats.norm.cdf(cross / 2))
+    assert known["own_distance"] == pytest.approx(apart, abs=0.01)
 
 
 def test_generalised_pareto_fit():

@@ -222,7 +222,7 @@ def run(model, data, fits, out, as_json, quiet, strict, debug, **settings) -> in
         click.echo(tree.attrs["summary"])
     elif not quiet:
         terminal.show(summary, out)
-    usable = any(fit["verdict"] != "unreliable" for fit in summary["fits"].values())
+    usable = any(fit["verdict"] in results.USABLE for fit in summary["fits"].values())
     return NO_USABLE_FIT if strict and not usable else 0
 
 

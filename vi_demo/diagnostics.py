@@ -36,7 +36,8 @@ class Figures:
 
     `points` (S, d) are draws of the guide on R^d with `log_p` (unnormalised) and `log_q`.
     `sites` holds for each site the error of its mean in reference sds, absolute, and the ratio
-    of its sd to the reference's; `labels` how to write each entry of a site.
+    of its sd to the reference's; `labels` how to write each entry of a site. `own_distance` is
+    total variation as the guide's own weights have it, blind to where it does not reach.
     """
 
     points: np.ndarray
@@ -50,6 +51,7 @@ class Figures:
     khat_threshold: float = 0.7
     ess: float | None = None
     ess_share: float | None = None
+    own_distance: float | None = None
     modes_covered: int | None = None
     mass_covered: float | None = None
     missed: tuple[float, ...] = ()
@@ -115,9 +117,11 @@ def importance(log_weights: np.ndarray, draws: int, reasons: dict) -> dict:
             "the weights are too heavy-tailed to average from these draws"
         )
     known["importance_log_evidence"] = evidence
+    weights = np.exp(log_weights - log_weights.max())
+    own_distance = float(np.abs(weights / weights.mean() - 1).mean() / 2)
     kept = log_weights[:draws]
     ess = estimators.effective_sample_size(kept) if np.isfinite(kept).any() else 0.0
-    return known | {"ess": ess, "ess_share": share}
+    return known | {"ess": ess, "ess_share": share, "own_distance": own_distance}
 
 
 def importance_evidence(log_weights: np.ndarray) -> Estimate | None:

@@ -13,6 +13,7 @@ import xarray as xr
 
 from vi_demo.errors import InputError, text_of
 
+USABLE = "reliable", "correctable"  # verdicts
 SCHEMA = 1  # of what is written; whatever is older can be read
 
 POSTERIOR = "posterior.nc"

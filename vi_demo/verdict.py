@@ -3,7 +3,8 @@
 A fit is reliable where it may be used as it is, correctable where it may be used with its
 importance weights, and unreliable otherwise. Every verdict needs a check from the guide's side
 (k-hat, ESS) and one from the target's (modes, means and widths against the reference): either
-alone passes fits that are wrong.
+alone passes fits that are wrong. Where the reference is weak, what was measured by it is no
+evidence, and unless the guide's own weights condemn it the verdict is that nobody can tell.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 
 from vi_demo.diagnostics import Figures
 
+CANNOT_TELL = "cannot tell"
 MISSED_MASS = 0.01
 MEAN_ERROR = 0.1  # reference sds
 SD_RATIO = 1.1
@@ -24,7 +26,7 @@ CONSTANT_WEIGHTS = 0.95  # ESS / draws above which k-hat is not to be believed
 
 
 class Verdict(NamedTuple):
-    """reliable, correctable or unreliable; why; and what to do next."""
+    """reliable, correctable, unreliable or cannot tell; why; and what to do next."""
 
     verdict: str
     reasons: tuple[str, ...]
@@ -39,29 +41,37 @@ def judge(
         return Verdict(
             "unreliable", ("the fit failed: its objective is not finite",), ADVICE["failed"]
         )
-    missed = missed_modes(figures)
-    wrong = wrong_sites(figures) + far_apart(figures)
+    missed, wrong = missed_modes(figures), wrong_sites(figures) + far_apart(figures)
     carried, weak = weights_carry(figures)
     doubt = tuple(f"the reference is not to be trusted: {d}" for d in doubts)
     if method == "none":
-        doubt = ("there is no reference, so a missed mode would go unseen",)
+        doubt = (*doubts, "there is no reference, so a missed mode would go unseen")
     unsettled = ("the fit stopped before it settled",) if status == "stopped" else ()
     if missed:
         advice = ADVICE["missed_forward" if fit == "forward_kl" else "missed"]
-        return Verdict("unreliable", (*missed, *wrong, *doubt), advice)
+        return Verdict("unreliable", (*missed, *(() if doubt else wrong), *doubt), advice)
     if method == "draws" and figures.log_p is None:
         return by_draws_alone(wrong, unsettled)
-    if not (wrong or doubt or unsettled) and close(figures):
+    if doubt:
+        return unchecked(figures, carried, (*weak, *unsettled), doubt)
+    if not (wrong or unsettled) and close(figures):
         return Verdict("reliable", passed(figures), ADVICE["reliable"])
     if not carried:
-        advice = ADVICE["weights" if method == "none" else "weights_or_reference"]
-        return Verdict("unreliable", (*weak, *wrong, *doubt, *unsettled), advice)
-    if doubt:
-        return Verdict("unreliable", (*doubt, *wrong, *unsettled), ADVICE["unchecked"])
+        return Verdict("unreliable", (*weak, *wrong, *unsettled), ADVICE["weights_or_reference"])
     if wrong or unsettled:
         reasons = (*wrong, *unsettled, *passed_over(figures))
         return Verdict("correctable", reasons, ADVICE["correctable"])
     return Verdict("reliable", passed(figures), ADVICE["reliable"])
+
+
+def unchecked(
+    figures: Figures, carried: bool, against: tuple[str, ...], doubt: tuple[str, ...]
+) -> Verdict:
+    """Where no reference is to be trusted: the guide's own weights can condemn it, not pass it."""
+    if not carried and not (figures.own_distance or 0.0) <= TOTAL_VARIATION:
+        return Verdict("unreliable", (*against, *doubt), ADVICE["weights"])
+    own = () if against else ("nothing speaks against it from its own side, which is not enough",)
+    return Verdict(CANNOT_TELL, (*doubt, *against, *own), ADVICE["unchecked"])
 
 
 ADVICE = {
@@ -84,8 +94,8 @@ ADVICE = {
         "to a Gaussian (non-centred hierarchies, log scales)."
     ),
     "unchecked": (
-        "Nothing was found against it from its own side, which is not enough. Run it with a "
-        "reference (--reference auto) or give that more time (--budget)."
+        "Give the reference more time (--budget), another way (--reference nuts) or draws that "
+        "you trust (--reference draws.nc)."
     ),
     "failed": "Run vi-demo with another --seed, and look at the notes for the site at fault.",
     "draws": "Compare its means and widths with the draws'; nothing else can be checked.",

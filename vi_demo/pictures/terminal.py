@@ -15,7 +15,12 @@ from rich.text import Text
 
 from vi_demo.pictures.words import measured, number, spoken, with_error
 
-COLOURS = {"reliable": "green", "correctable": "yellow", "unreliable": "red"}
+COLOURS = {
+    "reliable": "green",
+    "correctable": "yellow",
+    "unreliable": "red",
+    "cannot tell": "magenta",
+}
 WIDTH = 80
 MOST_COORDINATES = 20  # of a guide, shown
 MOST_PAIRS = 6
