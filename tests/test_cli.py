@@ -187,6 +187,7 @@ def test_one_fit_without_reference_strictly(command, tmp_path):
         *("--strict", "--out", "here"),
     )
     assert done.returncode == 3, done.stderr
+    assert "reverse KL: cannot tell" in done.stdout
     assert "no reference" in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
     summary = json.loads((tmp_path / "here/summary.json").read_text())

@@ -226,8 +226,9 @@ def significant(value: float, sd: float) -> str:
 
 def verdict_lines(name: str, fit: dict) -> Iterator[Text]:
     """The verdict, its reasons, what went wrong on the way, and the next thing to do."""
+    linked = ":" if fit["verdict"] == "cannot tell" else " is"
     yield Text.assemble(
-        f"\n{spoken(name)} is ", (fit["verdict"], f"bold {COLOURS[fit['verdict']]}")
+        f"\n{spoken(name)}{linked} ", (fit["verdict"], f"bold {COLOURS[fit['verdict']]}")
     )
     for reason in (*fit["reasons"], *fit["notes"]):
         yield Text(
