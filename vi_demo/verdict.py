@@ -45,7 +45,8 @@ def judge(
     carried, weak = weights_carry(figures)
     doubt = tuple(f"the reference is not to be trusted: {d}" for d in doubts)
     if method == "none":
-        doubt = (*doubts, "there is no reference, so a missed mode would go unseen")
+        blind = "there is no reference, so a missed mode would go unseen"
+        doubt = (": ".join(filter(None, (blind, "; ".join(doubts)))),)
     unsettled = ("the fit stopped before it settled",) if status == "stopped" else ()
     if missed:
         advice = ADVICE["missed_forward" if fit == "forward_kl" else "missed"]
@@ -94,8 +95,8 @@ ADVICE = {
         "to a Gaussian (non-centred hierarchies, log scales)."
     ),
     "unchecked": (
-        "Give the reference more time (--budget), another way (--reference nuts) or draws that "
-        "you trust (--reference draws.nc)."
+        "Run it with a reference (--reference auto), give that more time (--budget), or give "
+        "draws that you trust (--reference draws.nc)."
     ),
     "failed": "Run vi-demo with another --seed, and look at the notes for the site at fault.",
     "draws": "Compare its means and widths with the draws'; nothing else can be checked.",
