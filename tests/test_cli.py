@@ -106,7 +106,7 @@ def test_another_divergence_and_the_path(command, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert max(map(len, done.stdout.splitlines())) <= 80
-    assert "α 0.5 is unreliable" in done.stdout
+    assert "α 0.5: cannot tell" in done.stdout
     assert "Along alpha from reverse to forward KL, 3 steps" in " ".join(done.stdout.split())
     assert (tmp_path / "here/path.png").stat().st_size > 10_000
     run = vi_demo.load(tmp_path / "here")
