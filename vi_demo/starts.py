@@ -20,7 +20,7 @@ from vi_demo.errors import InputError
 from vi_demo.frames import Frame, seen_from
 from vi_demo.guides import Family, full_rank
 from vi_demo.model import CHUNK
-from vi_demo.target import GENERATOR, Start, Target, finite_or_minus_inf
+from vi_demo.target import Start, Target, finite_or_minus_inf
 
 CLIMBS = 8
 MOST_CURVATURE = 400  # dimensions up to which the whole curvature is looked at
@@ -90,7 +90,7 @@ def climbs(target: Target) -> Climbs | None:
         return None
     if "climbs" not in target.programs:
         near = from_some_rows(target)
-        found, spent = upward(near, points(target, jax.random.key(0, impl=GENERATOR), CLIMBS))
+        found, spent = upward(near, points(target, jax.random.key(0), CLIMBS))
         starting = CLIMBS * len(RADII)
         target.programs["evaluations"] = {
             "log_density": starting * CANDIDATES + spent["log_density"],

@@ -27,7 +27,7 @@ from vi_demo.fitting.path import follow
 from vi_demo.fitting.runner import Report, silent
 from vi_demo.inputs import as_target
 from vi_demo.results import SCHEMA
-from vi_demo.target import GENERATOR, Target
+from vi_demo.target import Target
 from vi_demo.verdict import judge
 
 DRAWS = 4_000
@@ -75,7 +75,7 @@ def run(
     refuse(target, own, fits, path)
     given = None if reference in references.METHODS else references.from_file(target, reference)
     family, remarks = family_for(target, guide if own is None else "full_rank")
-    key = jax.random.key(seed, impl=GENERATOR)
+    key = jax.random.key(seed)
     asked = target
     own_fit, target = first_learned(target, family, own, key, report)
     report("reference", 0.0, "compiling")

@@ -33,10 +33,6 @@ from vi_demo.model import CHUNK, Model
 from vi_demo.own_guide import Guide
 from vi_demo.sites import entry_names, unravel
 
-# Threefry, JAX's own habit, is unrolled wherever numbers are drawn, and takes a quarter of the
-# time that the job takes to compile. This generator is one instruction. Its numbers are the same
-# at each run, but not on another kind of device.
-GENERATOR = "unsafe_rbg"
 BATCH = 1024  # points evaluated at once, at most
 LEAST_A_CHAIN = 4  # draws, for an effective number of them
 TIMED = 256, 8  # points that a log density is timed on, at most and at least
