@@ -101,7 +101,6 @@ def ran(name: str, seed: int) -> tuple[dict, Truth]:
         seconds[last[0]] = seconds.get(last[0], 0.0) + now - last[1]
         last[:] = ["measuring" if text == "measuring" else phase, now]
 
-    truth.target.programs.clear()
     run = vi_demo.run(truth.target, seed=seed, report=report, name=name)
     figures = vi_demo.summary(run)
     rng = np.random.default_rng(seed)

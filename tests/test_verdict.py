@@ -125,6 +125,9 @@ def test_a_guide_is_condemned_by_its_own_weights_whatever_the_reference():
     assert verdict.verdict == "unreliable"
     assert "k-hat 0.90 is above" in verdict.reasons[0]
     assert "there is no reference" in verdict.reasons[1]
+    nowhere = figures(khat=None, ess=None, ess_share=None, reasons={"ess": "zero at every draw"})
+    verdict = judge(nowhere, "converged", "none", (), "reverse_kl")
+    assert (verdict.verdict, verdict.reasons[0]) == ("unreliable", "zero at every draw")
 
 
 def test_a_fit_that_ran_out_of_steps_is_not_reliable():

@@ -69,7 +69,8 @@ def unchecked(
     figures: Figures, carried: bool, against: tuple[str, ...], doubt: tuple[str, ...]
 ) -> Verdict:
     """Where no reference is to be trusted: the guide's own weights can condemn it, not pass it."""
-    if not carried and not (figures.own_distance or 0.0) <= TOTAL_VARIATION:
+    near = figures.own_distance is not None and figures.own_distance <= TOTAL_VARIATION
+    if not carried and not near:
         return Verdict("unreliable", (*against, *doubt), ADVICE["weights"])
     own = () if against else ("nothing speaks against it from its own side, which is not enough",)
     return Verdict(CANNOT_TELL, (*doubt, *against, *own), ADVICE["unchecked"])
