@@ -12,9 +12,9 @@ from scipy import stats
 
 from vi_demo import Target
 from vi_demo import reference as references
-from vi_demo.divergences.estimators import Draws, equal_weights, resample
+from vi_demo.divergences.estimators import Draws, Estimate, equal_weights, resample
 from vi_demo.errors import InputError
-from vi_demo.reference import agreement, modes, nuts, propriety, smc
+from vi_demo.reference import agreement, evidence, modes, nuts, propriety, smc
 
 KEY = jax.random.key(1)
 
@@ -137,13 +137,41 @@ def test_smc_weighs_unequal_modes():
     assert abs(reference.log_evidence.value) < 0.15
 
 
-def test_nuts_gives_draws_but_no_evidence():
+def test_nuts_gives_draws_and_a_bridge_their_evidence():
     target = mixture([[1.0, 2.0, 3.0]], [2.0], [1.0])
     reference = build(target, "nuts")
-    assert reference.log_evidence is None
+    assert abs(reference.log_evidence.value) < 4 * reference.log_evidence.mcse < 0.1
+    assert reference.routes == {"bridge": reference.log_evidence}
     points = reference.draws.points
     np.testing.assert_allclose(points.mean(0), [1, 2, 3], atol=0.25)
     np.testing.assert_allclose(points.std(0), 2, atol=0.2)
+
+
+@pytest.mark.parametrize("dim", [2, 30])
+def test_a_bridge_from_draws_has_the_evidence_to_its_error(dim):
+    """Of two modes of different widths, 0.9 and 0.1: 0, within four errors at every seed."""
+    target = mixture([[-6.0] * dim, [3.0] * dim], [1.0, 0.6], [0.9, 0.1])
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        which = (rng.uniform(size=6_000) < 0.1).astype(int)
+        means, sds = np.array([-6.0, 3.0])[which], np.array([1.0, 0.6])[which]
+        points = means[:, None] + sds[:, None] * rng.normal(size=(6_000, dim))
+        found = evidence.bridge(target, equal_weights(points), which, 6_000.0)
+        assert abs(found.value) < 4 * found.mcse < 0.2
+
+
+def test_a_bridge_has_nothing_to_say_of_too_few_draws():
+    target = mixture([[0.0] * 30], [1.0], [1.0])
+    points = np.random.default_rng(0).normal(size=(500, 30))
+    assert evidence.bridge(target, equal_weights(points), np.zeros(500, int), 500.0) is None
+
+
+def test_two_routes_that_differ_are_in_the_error_of_what_they_say_together():
+    near, far = Estimate(0.0, 0.02), Estimate(1.0, 0.02)
+    assert evidence.both(near, near) == (0.0, pytest.approx(0.02 / 2**0.5))
+    assert evidence.both(near, far) == (pytest.approx(0.5), 0.5)
+    assert evidence.both(near, Estimate(1.0, 0.5)) == near
+    assert evidence.both(near, None) == near
 
 
 def test_trees_are_as_deep_as_there_is_time_for(monkeypatch):

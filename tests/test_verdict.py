@@ -4,27 +4,41 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vi_demo.diagnostics import (
-    Figures,
-    generalised_pareto,
-    importance,
-    importance_evidence,
-    pareto_khat,
-)
+from vi_demo.diagnostics import Figures, importance
 from vi_demo.divergences.estimators import Estimate
-from vi_demo.verdict import judge
+from vi_demo.verdict import judge, of_quantities
+from vi_demo.weights import generalised_pareto, importance_evidence, pareto_khat
+
+
+def site(error, ratio, corrected=(0.01, 1.01), mcse=0.01):
+    """The figures of site x, the same correction for all its entries."""
+    error, ratio = np.array(error), np.array(ratio)
+    whole = lambda value: np.full(error.shape, value)  # noqa: E731
+    return {
+        "x": {
+            "mean_error_in_sd": error,
+            "sd_ratio": ratio,
+            "corrected_mean_error_in_sd": whole(corrected[0]),
+            "corrected_sd_ratio": whole(corrected[1]),
+            **{
+                f"{which}{name}": whole(mcse)
+                for which in ("", "corrected_")
+                for name in ("mean_mcse", "log_sd_mcse")
+            },
+        }
+    }
+
 
 GOOD = {
     "khat": 0.2,
+    "khat_spread": 0.05,
     "khat_threshold": 0.7,
     "ess": 3800.0,
     "ess_share": 0.95,
     "modes_covered": 1,
     "mass_covered": 1.0,
     "divergences": {"total_variation": Estimate(0.02, 0.002)},
-    "sites": {
-        "x": {"mean_error_in_sd": np.array([0.01, 0.02]), "sd_ratio": np.array([1.0, 0.98])}
-    },
+    "sites": site([0.01, 0.02], [1.0, 0.98]),
 }
 
 
@@ -33,10 +47,6 @@ def figures(**changes):
     labels = {"x": ["x[A]", "x[B]"] if np.ndim(known["sites"]["x"]["sd_ratio"]) else ["x"]}
     points = np.zeros((10_000, 2))
     return Figures(points=points, log_p=np.zeros(10), log_q=np.zeros(10), labels=labels, **known)
-
-
-def site(error, ratio):
-    return {"x": {"mean_error_in_sd": np.array(error), "sd_ratio": np.array(ratio)}}
 
 
 CASES = {
@@ -52,6 +62,37 @@ CASES = {
         "misses 2 modes that hold 30%",
     ),
     "a sliver is not a mode missed": ({"missed": (0.006,)}, "reliable", "covers"),
+    "a small mode missed, and next to nothing else wrong": (
+        {
+            "missed": (0.03,),
+            "sites": site([0.0, 0.2], [1.0, 0.8], corrected=(0.2, 0.8)),
+            "divergences": {"total_variation": Estimate(0.03, 0.002)},
+        },
+        "correctable",
+        "misses a mode that holds 3% of the posterior mass",
+    ),
+    "a small mode missed, and much else wrong": (
+        {
+            "missed": (0.03,),
+            "sites": site([0.0, 0.2], [1.0, 0.8], corrected=(0.2, 0.8)),
+            "divergences": {"total_variation": Estimate(0.2, 0.002)},
+        },
+        "unreliable",
+        "with its weights the mean of x[A] is off by 0.20",
+    ),
+    "weights that do not correct it": (
+        {
+            "sites": site([0.4, 0.0], [1.0, 1.0], corrected=(0.01, 1.2)),
+            "divergences": {"total_variation": Estimate(0.2, 0.002)},
+        },
+        "unreliable",
+        "with its weights x[A] is too wide: 1.20",
+    ),
+    "corrected as far as the reference can tell": (
+        {"sites": site([0.4, 0.0], [1.0, 1.0], corrected=(0.01, 1.06), mcse=0.03)},
+        "correctable",
+        "mean of x[A] is off by 0.40",
+    ),
     "k-hat too high": (
         {
             "khat": 0.9,
@@ -93,7 +134,11 @@ CASES = {
         "k-hat 6.00 is passed over: total variation from the posterior is only 0.02",
     ),
     "few effective draws": (
-        {"ess_share": 0.005, "sites": site([0.5, 0.0], [1.0, 1.0])},
+        {
+            "ess_share": 0.005,
+            "sites": site([0.5, 0.0], [1.0, 1.0]),
+            "divergences": {"total_variation": Estimate(0.3, 0.01)},
+        },
         "unreliable",
         "only 50 of 10,000 draws",
     ),
@@ -107,6 +152,32 @@ def test_verdicts(case):
     assert verdict.verdict == expected
     assert any(reason in r for r in verdict.reasons), verdict.reasons
     assert verdict.advice
+
+
+def test_confidence_is_how_often_the_verdict_holds():
+    """A mean two errors inside of what is tolerated, and one on the edge of it."""
+    inside = figures(sites=site([0.08, 0.0], [1.0, 1.0], mcse=0.01))
+    edge = figures(sites=site([0.1, 0.0], [1.0, 1.0], mcse=0.01))
+    sure, unsure = (judge(f, "converged", "smc", (), "reverse_kl") for f in (inside, edge))
+    assert sure.confidence == pytest.approx(stats.norm.cdf(2), abs=0.05)
+    assert unsure.confidence == pytest.approx(0.5, abs=0.15)
+
+
+def test_each_quantity_has_a_verdict_of_its_own():
+    entry = {"error": 0.02, "corrected_error": 0.01, "khat": 0.3}
+    each = {"x": {"mean": entry, "sd": entry | {"error": 0.5}, "5%": entry | {"khat": 0.9}}}
+    each["x"]["95%"] = entry | {"error": 0.4, "khat": 0.9}
+    each["x"]["50%"] = entry | {"error": 0.4, "corrected_error": 0.3}
+    found = of_quantities(figures(quantities=each), doubted=False)["x"]
+    assert {name: e["verdict"] for name, e in found.items()} == {
+        "mean": "reliable",
+        "sd": "correctable",
+        "5%": "reliable",
+        "95%": "unreliable",
+        "50%": "unreliable",
+    }
+    doubted = of_quantities(figures(quantities=each), doubted=True)["x"]
+    assert {e["verdict"] for e in doubted.values()} == {"cannot tell"}
 
 
 @pytest.mark.parametrize("fault", [{}, {"sites": site(9.0, 0.1)}, {"khat": 0.9}])

@@ -160,6 +160,18 @@ def vi_demo() -> None:
     help=f"{', '.join(REFERENCES)}, or an ArviZ file of trusted draws.",
 )
 @click.option(
+    "--quantity",
+    multiple=True,
+    metavar="SITE",
+    help="A site, deterministic ones too, whose means, sds and quantiles get verdicts of their "
+    "own; may be repeated.",
+)
+@click.option(
+    "--correct",
+    is_flag=True,
+    help="Climb a ladder of corrections until one is right, and save its draws.",
+)
+@click.option(
     "--budget",
     type=click.FloatRange(min=0, min_open=True),
     default=60.0,
@@ -210,9 +222,12 @@ def run(model, data, fits, out, as_json, quiet, strict, debug, **settings) -> in
             **settings,
         )
         report("save", 0.0, "drawing")
-        from vi_demo.pictures import figures
+        from vi_demo.pictures import figures, sandwich
 
         pictures = {"fit.png": lambda path: figures.save(figures.fit_figure(tree), path)}
+        evidence = sandwich.sandwich_figure(tree)
+        if evidence is not None:
+            pictures["evidence.png"] = lambda path: figures.save(evidence, path)
         if "path" in tree.children:
             pictures["path.png"] = lambda path: figures.save(figures.path_figure(tree), path)
         results.save(tree, out, pictures)

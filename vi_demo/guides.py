@@ -26,8 +26,9 @@ class Family(NamedTuple):
     `init(loc, scale)` gives the parameters of a member at `loc` (d,) of width `scale`;
     `distribution(params)` the member itself; `draw(params, noise)` turns standard normal noise
     (n, d) into points (n, d) of log masses (n,), whose gradients with respect to the parameters
-    are those of expectations under q; `fit(draws, weights)` gives the parameters that maximise
-    Σ wᵢ log q(xᵢ), the forward-KL optimum, for draws (S, d) and normalised weights (S,).
+    are those of expectations under q; `fit(draws, weights, begin=None)` gives the parameters that
+    maximise Σ wᵢ log q(xᵢ), the forward-KL optimum, for draws (S, d) and normalised weights (S,),
+    by iteration from given ones where there is no closed form.
     `moved(params, shift, factor)` gives those of the image of q under z = shift + factor u, for a
     factor (d, d), or (d,) for one scale a coordinate; `turns` says whether the family has the
     images under all (d, d). With several `components`, their parameters have a leading axis.
@@ -37,7 +38,7 @@ class Family(NamedTuple):
     init: Callable[[Array, float], dict]
     distribution: Callable[[dict], dist.Distribution]
     draw: Callable[[dict, Array], tuple[Array, Array]]
-    fit: Callable[[Array, Array], dict]
+    fit: Callable[..., dict]
     moved: Callable[[dict, Array, Array], dict]
     turns: bool = True
     components: int = 1
@@ -62,7 +63,7 @@ def diagonal() -> Family:
     def draw(params, noise):
         return params["loc"] + jnp.exp(params["log_scale"]) * noise, equal_masses(noise)
 
-    def fit(draws, weights):
+    def fit(draws, weights, begin=None):
         mean = weights @ draws
         return {"loc": mean, "log_scale": 0.5 * jnp.log(weights @ (draws - mean) ** 2)}
 
@@ -95,7 +96,7 @@ def full_rank() -> Family:
     def draw(params, noise):
         return params["loc"] + noise @ scale_tril(params).T, equal_masses(noise)
 
-    def fit(draws, weights):
+    def fit(draws, weights, begin=None):
         return from_moments(*moments(draws, weights))
 
     def moved(params, shift, factor):
@@ -178,7 +179,7 @@ def mixture(components: int) -> Family:
         log_masses += jax.nn.log_softmax(params["logits"])[:, None]
         return points.reshape(-1, noise.shape[-1]), log_masses.reshape(-1)
 
-    def fit(draws, weights):
+    def fit(draws, weights, begin=None):
         _, covariance = moments(draws, weights)
         floor = LEAST_VARIANCE * jnp.diag(jnp.diagonal(covariance))
 
@@ -193,6 +194,8 @@ def mixture(components: int) -> Family:
             params = jax.lax.fori_loop(0, steps, lambda _, p: step(p, draws, weights), params)
             return params, weights @ distribution(params).log_prob(draws)
 
+        if begin is not None:
+            return climb(begin, draws, weights, EM_LAST)[0]
         some, share = draws[:EM_DRAWS], weights[:EM_DRAWS] / weights[:EM_DRAWS].sum()
 
         def start(key):
@@ -211,6 +214,17 @@ def mixture(components: int) -> Family:
 
     name = f"mixture:{components}"
     return Family(name, init, distribution, draw, fit, moved, components=components)
+
+
+def covariance_of(guide) -> Array:
+    """The covariance (d, d) of a guide: full, diagonal, or of a mixture within and between."""
+    if isinstance(guide, dist.MixtureSameFamily):
+        weights, each = guide.mixing_distribution.probs, guide.component_distribution
+        apart = each.mean - guide.mean
+        within = jnp.einsum("k,kij->ij", weights, each.covariance_matrix)
+        return within + jnp.einsum("k,ki,kj->ij", weights, apart, apart)
+    covariance = getattr(guide, "covariance_matrix", None)
+    return jnp.diag(guide.variance) if covariance is None else covariance
 
 
 class Own(dist.Distribution):

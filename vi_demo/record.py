@@ -7,6 +7,8 @@
                        attrs: family, sites (shape and support of each, as JSON)
 /<fit>/history         the way there: one row a recorded step
 /<fit>/restarts        every start's result
+/corrected             posterior draws that the last rung of the ladder made, of equal weight;
+                       its guide, if it has one
 /reference             posterior draws, sample_stats; modes
 /parameters            of the model, numpyro.param sites, as they were learned
 /path                  local optima along alpha from reverse to forward KL, a branch each
@@ -17,15 +19,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import arviz_base as azb
 import jax
-import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 import xarray as xr
 
+from vi_demo.correction import Rung
 from vi_demo.diagnostics import Figures
 from vi_demo.divergences import integration
 from vi_demo.divergences.estimators import Estimate
@@ -33,6 +34,7 @@ from vi_demo.divergences.generators import F_DIVERGENCES
 from vi_demo.draws import stored
 from vi_demo.fitting.path import Path
 from vi_demo.fitting.runner import Fit
+from vi_demo.guides import covariance_of
 from vi_demo.reference import Reference
 from vi_demo.target import Target
 from vi_demo.verdict import Verdict
@@ -81,6 +83,17 @@ def fit_tree(target: Target, fit: Fit, figures: Figures, draws: int) -> xr.DataT
         stats["log_weights"] = stats["log_p"] - stats["log_q"]
     groups["sample_stats"] = {k: v[None] for k, v in stats.items()}
     tree = with_labels(target, groups)
+    tree["guide"] = guide_group(target, fit)
+    tree["history"] = xr.DataTree(history(fit))
+    if fit.restarts:
+        rows = {k: (("restart", *unnamed(k, v[0])[0]), v) for k, v in fit.restarts.items()}
+        tree["restarts"] = xr.DataTree(xr.Dataset(rows, attrs={"best": fit.best}))
+    tree.attrs |= {"divergence": fit.divergence, "fitter": fit.fitter, "status": fit.status}
+    return tree
+
+
+def guide_group(target: Target, fit: Fit) -> xr.DataTree:
+    """The parameters of a guide, with its mean and covariance on R^d."""
     guide = {k: unnamed(k, v) for k, v in flat(fit.params).items()}
     if target.dim <= MOST_COVARIANCE:
         q = fit.guide
@@ -91,13 +104,7 @@ def fit_tree(target: Target, fit: Fit, figures: Figures, draws: int) -> xr.DataT
         guide |= {f"linear_{k}": unnamed(k, v) for k, v in target.linear._asdict().items()}
     names = dict.fromkeys(("coordinate", "coordinate_2"), target.coordinate_names)
     attrs = {"family": fit.family.name, "sites": json.dumps(sites_described(target))}
-    tree["guide"] = xr.DataTree(xr.Dataset(guide, coords=names, attrs=attrs))
-    tree["history"] = xr.DataTree(history(fit))
-    if fit.restarts:
-        rows = {k: (("restart", *unnamed(k, v[0])[0]), v) for k, v in fit.restarts.items()}
-        tree["restarts"] = xr.DataTree(xr.Dataset(rows, attrs={"best": fit.best}))
-    tree.attrs |= {"divergence": fit.divergence, "fitter": fit.fitter, "status": fit.status}
-    return tree
+    return xr.DataTree(xr.Dataset(guide, coords=names, attrs=attrs))
 
 
 def sites_described(target: Target) -> dict[str, dict]:
@@ -107,17 +114,6 @@ def sites_described(target: Target) -> dict[str, dict]:
         stored(k): {"shape": list(shape), "support": known.get(k)}
         for k, shape in target.sites.items()
     }
-
-
-def covariance_of(guide) -> np.ndarray:
-    """The covariance (d, d) of a guide: full, diagonal, or of a mixture within and between."""
-    if isinstance(guide, dist.MixtureSameFamily):
-        weights, each = guide.mixing_distribution.probs, guide.component_distribution
-        apart = each.mean - guide.mean
-        within = jnp.einsum("k,kij->ij", weights, each.covariance_matrix)
-        return np.asarray(within + jnp.einsum("k,ki,kj->ij", weights, apart, apart))
-    covariance = getattr(guide, "covariance_matrix", None)
-    return np.asarray(jnp.diag(guide.variance) if covariance is None else covariance)
 
 
 def flat(params: Mapping) -> dict[str, np.ndarray]:
@@ -218,8 +214,8 @@ def landscape(target: Target, points: np.ndarray) -> xr.Dataset:
     )
 
 
-def fit_summary(fit: Fit, figures: Figures, verdict: Verdict) -> dict:
-    """The entry of one fit in `summary.json`."""
+def fit_summary(fit: Fit, figures: Figures, verdict: Verdict, quantities: dict) -> dict:
+    """The entry of one fit in `summary.json`; `quantities` with their verdicts."""
     reasons = figures.reasons
     entry = {
         "fitter": fit.fitter,
@@ -239,16 +235,74 @@ def fit_summary(fit: Fit, figures: Figures, verdict: Verdict) -> dict:
             for name, value in (dict.fromkeys(DIVERGENCES) | figures.divergences).items()
         },
         "khat": figures.khat,
+        "khat_spread": figures.khat_spread,
         "khat_threshold": figures.khat_threshold,
         "ess": figures.ess,
+        "forward_ess": figures.forward_ess,
         "modes_covered": figures.modes_covered,
         "mass_covered": figures.mass_covered,
         "sites": figures.sites,
+        "quantities": quantities,
     }
-    for name in ("khat", "ess", "modes_covered", "mass_covered", "sites"):
+    for name in ("khat", "ess", "forward_ess", "modes_covered", "mass_covered", "sites"):
         if name in reasons and (name == "sites" or not entry[name]):
             entry[f"{name}_reason"] = reasons[name]
     return entry | verdict._asdict()
+
+
+def corrected_tree(target: Target, rung: Rung, draws: int) -> xr.DataTree:
+    """The sub-tree of corrected draws, of equal weight, and of their guide where they have one."""
+    points = rung.draws(draws)
+    groups = draws_groups(target, points)
+    groups["sample_stats"] = {"log_p": np.asarray(target.log_densities(points))[None]}
+    tree = with_labels(target, groups)
+    if rung.judged is not None:
+        tree["guide"] = guide_group(target, rung.judged.fit)
+    tree.attrs |= {"rung": rung.name, "passes": str(rung.passes)}
+    return tree
+
+
+def correction_summary(rungs: Sequence[Rung]) -> dict:
+    """The ladder in `summary.json`: every rung with its error and its cost, and where it ends."""
+    last = rungs[-1]
+    return {
+        "ends": last.name,
+        "passes": last.passes,
+        "rungs": [rung_summary(rung) for rung in rungs],
+    }
+
+
+def rung_summary(rung: Rung) -> dict:
+    """One rung: whether it is right and why, how far off it is, and what it took."""
+    figures = rung.figures
+    sites = [s for s in figures.sites.values() if f"{rung.sites}sd_ratio" in s]
+    worst = {"worst_mean_error_in_sd": None, "worst_sd_ratio": None}
+    if sites:
+        column = lambda n: np.concatenate([np.ravel(s[rung.sites + n]) for s in sites])  # noqa: E731
+        ratios = column("sd_ratio")
+        ratios = ratios[np.isfinite(ratios) & (ratios > 0)]
+        if ratios.size:
+            worst["worst_mean_error_in_sd"] = np.nanmax(column("mean_error_in_sd"))
+            worst["worst_sd_ratio"] = ratios[np.abs(np.log(ratios)).argmax()]
+    weighted = figures.weighted
+    ess = None
+    if weighted is not None and rung.sites:
+        ess = figures.ess_share * len(weighted.points)
+    return {
+        "name": rung.name,
+        "passes": rung.passes,
+        "why": rung.why,
+        **worst,
+        "divergences": {
+            name: estimate(value, figures.reasons, name, "divergences")
+            for name, value in figures.divergences.items()
+        },
+        "khat": figures.khat,
+        "ess": ess,
+        "log_evidence": estimate(rung.log_evidence, {}, "log_evidence"),
+        "evaluations": rung.evaluations,
+        "seconds": rung.seconds,
+    }
 
 
 def guide_summary(target: Target, guide: xr.Dataset) -> dict:
@@ -304,6 +358,7 @@ def reference_summary(target: Target, reference: Reference) -> dict:
             {"log_evidence": f"{reference.method} gives no log evidence"},
             "log_evidence",
         ),
+        "evidence_by": {name: e._asdict() for name, e in reference.routes.items()},
         "evaluations": reference.evaluations,
         "modes": [],
     }

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from vi_demo import fitting, guides, loading, record
+from vi_demo import correction, fitting, guides, loading, quantities, record, restarts
 from vi_demo import reference as references
 from vi_demo.diagnostics import measure
 from vi_demo.divergences.estimators import resample
@@ -28,7 +28,7 @@ from vi_demo.fitting.runner import Report, silent
 from vi_demo.inputs import as_target
 from vi_demo.results import SCHEMA
 from vi_demo.target import Target
-from vi_demo.verdict import judge
+from vi_demo.verdict import Judged, judge, of_quantities
 
 DRAWS = 4_000
 LEAST_DRAWS = 100
@@ -48,6 +48,8 @@ def run(
     draws: int = DRAWS,
     budget: float = BUDGET,
     path: int | None = None,
+    quantity: str | Sequence[str] = (),
+    correct: bool = False,
     report: Report = silent,
     name: str | None = None,
     coords: dict | None = None,
@@ -62,17 +64,22 @@ def run(
     reverse fit, `own` being the one in the model's file. Returns an ArviZ
     DataTree with a sub-tree a fit, `run["reverse_kl"]`, which ArviZ's functions take as it is;
     `summary(run)` gives all figures, in nats. With `path`, the best guide is followed along
-    alpha from reverse to forward KL in so many steps, into `run["path"]`. `report(phase, share,
+    alpha from reverse to forward KL in so many steps, into `run["path"]`. Of the sites named in
+    `quantity`, deterministic ones too, each entry's mean, sd and quantiles get an error and a
+    verdict of their own. With `correct`, a ladder of corrections is climbed until one is right,
+    and its draws are `run["corrected"]`. `report(phase, share,
     text)` is called as the work goes on. Raises `InputError` where the input cannot be used.
     """
     fits = (fits,) if isinstance(fits, str) else fits and tuple(fits)
+    quantity = (quantity,) if isinstance(quantity, str) else tuple(quantity)
     check_settings(fits or (), reference, draws, budget, path)
     if isinstance(guide, str) and guide != "own":
         guides.family(guide)  # refused now, if there is none of that name
     report("model", 0.0, "reading the model")
     target, own = as_target(model, data, guide, name=name, coords=coords, dims=dims)
     fits = fits or (fitting.DEFAULT if target.log_density is not None else ("forward_kl",))
-    refuse(target, own, fits, path)
+    refuse(target, own, fits, path, correct)
+    quantities.known(target, quantity)
     given = None if reference in references.METHODS else references.from_file(target, reference)
     family, remarks = family_for(target, guide if own is None else "full_rank")
     key = jax.random.key(seed)
@@ -85,13 +92,26 @@ def run(
         truth = references.build(target, reference, part(key, "reference"), budget, report)
     report("reference", 1.0, truth.method)
     fit_once = each_once(target, family, key, report, own_fit, remarks)
-    parts, entries, seen = fitted_and_measured(target, fits, fit_once, truth, key, draws, report)
+    judge_fit = judging(target, truth, key, draws, fits, quantity)
+    judged = {name: fitted(name, fit_once, judge_fit, report) for name in fits}
+    parts = {k: record.fit_tree(target, j.fit, j.figures, draws) for k, j in judged.items()}
+    entries = {k: entry_of(target, j, truth, parts[k]) for k, j in judged.items()}
+    seen = [j.figures.points[:draws] for j in judged.values()]
     if truth.draws is not None:
         points = resample(truth.draws, draws, seed)
         parts["reference"] = record.reference_tree(target, truth, points)
         seen.append(points)
     if target.learned:
         parts["parameters"] = record.parameters_tree(target)
+    rungs = []
+    if correct:
+        report("correct", 0.0, "climbing the ladder")
+        attempt = correction.Attempt(
+            *(target, judged, truth, judge_fit, part(key, "correct"), budget, report)
+        )
+        rungs = correction.climb(attempt)
+        parts["corrected"] = record.corrected_tree(target, rungs[-1], draws)
+        report("correct", 1.0, rungs[-1].name)
     followed = None
     if path is not None:
         report("path", 0.0, "compiling")
@@ -106,6 +126,8 @@ def run(
         "guide": family.name if own is None else "own",
         "reference": str(reference),
         "budget": budget,
+        "quantity": list(quantity),
+        "correct": correct,
         "precision": str(jnp.zeros(()).dtype),
         "versions": versions(),
     }
@@ -117,13 +139,20 @@ def run(
         "reference": record.reference_summary(target, truth),
         "fits": entries,
         **({"path": record.path_summary(followed)} if followed else {}),
+        **({"correction": record.correction_summary(rungs)} if rungs else {}),
     }
     tree.attrs |= {"schema": SCHEMA, "summary": record.to_json(summary)}
     return tree
 
 
-def refuse(target: Target, own: Callable | None, fits: Sequence[str], path: int | None) -> None:
+def refuse(
+    target: Target, own: Callable | None, fits: Sequence[str], path: int | None, correct: bool
+) -> None:
     """Refuse what cannot be done to this target before anything is compiled."""
+    if correct and target.log_density is None:
+        raise InputError(
+            f"{target.name}: a correction needs a log density; leave --correct out for draws."
+        )
     if path is not None and target.log_density is None:
         raise InputError(f"{target.name}: a path needs a log density; leave --path out for draws.")
     if path is not None and own is not None:
@@ -171,31 +200,43 @@ def each_once(
     return fit_once
 
 
-def fitted_and_measured(
+def judging(
     target: Target,
-    fits: Sequence[str],
-    fit_once: Callable[[str], fitting.Fit],
     truth: references.Reference,
     key: jax.Array,
     draws: int,
-    report: Report,
-) -> tuple[dict, dict, list]:
-    """Of each fit its sub-tree and its figures, by name, and the points that show where it is."""
+    fits: Sequence[str],
+    quantity: tuple[str, ...],
+) -> Callable[[str, fitting.Fit], Judged]:
+    """How a fit of some name is measured and judged in this run."""
     measured = (*F_DIVERGENCES, *(f for f in map(named, fits) if f not in F_DIVERGENCES))
-    parts, entries, seen = {}, {}, []
-    for name in fits:
-        report(name, 0.0, "compiling")
-        fit = fit_once(name)
-        report(name, 1.0, "measuring")
+
+    def judge_fit(name, fit):
         measure_key = part(key, f"measure {name}")
-        figures = measure(target, fit.guide, truth, measure_key, draws, measured)
-        verdict = judge(figures, fit.status, truth.method, truth.reasons, name)
-        parts[name] = record.fit_tree(target, fit, figures, draws)
-        entries[name] = record.fit_summary(fit, figures, verdict)
-        entries[name] |= record.guide_summary(target, parts[name]["guide"].to_dataset())
-        seen.append(figures.points[:draws])
-        report(name, 1.0, verdict.verdict)
-    return parts, entries, seen
+        figures = measure(target, fit.guide, truth, measure_key, draws, measured, quantity)
+        return Judged(fit, figures, judge(figures, fit.status, truth.method, truth.reasons, name))
+
+    return judge_fit
+
+
+def fitted(name: str, fit_once: Callable, judge_fit: Callable, report: Report) -> Judged:
+    """The fit of a name, judged."""
+    report(name, 0.0, "compiling")
+    fit = fit_once(name)
+    report(name, 1.0, "measuring")
+    judged = judge_fit(name, fit)
+    report(name, 1.0, judged.verdict.verdict)
+    return judged
+
+
+def entry_of(target: Target, judged: Judged, truth: references.Reference, tree) -> dict:
+    """All figures of one fit, as `summary.json` has them."""
+    fit, figures, verdict = judged
+    each = of_quantities(figures, doubted=not truth.trusted)
+    entry = record.fit_summary(fit, figures, verdict, each)
+    entry |= record.guide_summary(target, tree["guide"].to_dataset())
+    agreement = restarts.compared(target, fit) if target.log_density is not None else {}
+    return entry | ({"restarts": agreement} if agreement else {})
 
 
 def family_for(target: Target, guide: str) -> tuple[guides.Family, tuple[str, ...]]:

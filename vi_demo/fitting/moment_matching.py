@@ -36,6 +36,7 @@ from vi_demo.target import Target
 RUNS = 4
 DRAWS = 16_384, 262_144  # of the guide in a round, at least and at most
 MAX_ROUNDS = 12
+PATIENCE = 4  # rounds without weights to be believed, where there is nothing but weights
 TOLERANCE = 0.01  # nats
 MEAN_ERROR = 0.007  # posterior sds
 MEAN_ERROR_TOLERATED = 0.02  # where better is dear: by SMC, or after the last round
@@ -43,6 +44,7 @@ KHAT = 0.7
 SECONDS = 90.0  # after which no more SMC populations are begun, and one is given up
 WEIGHING = 45.0  # more, for the guide's own draws to be weighed after that
 NO_SMC = "its weights were refused, and with so many rows SMC is out of reach"
+REFUSED = "its own weights were refused to the end: k-hat {:.2f}"
 COINCIDE = "the target's draws lie on a point, or in a plane: no guide can be fitted to them"
 SHORT = "SMC was stopped short of the target, after {} temperatures: its draws are too wide"
 NEARLY_CONSTANT = 0.95  # ESS / draws above which k-hat says nothing
@@ -90,12 +92,31 @@ class State(NamedTuple):
         return sum(batch.ess for batch in self.batches)
 
 
-def fit(target: Target, family: Family, key: Array, report: Report = silent) -> Fit:
-    """Fit a family to a target by maximising E_p[log q] over weighted draws of p."""
-    return run(fitter(target, family, report), key, "forward_kl", family, report)
+def fit(
+    target: Target,
+    family: Family,
+    key: Array,
+    report: Report = silent,
+    begin: dict | None = None,
+    seconds: float = SECONDS,
+) -> Fit:
+    """Fit a family to a target by maximising E_p[log q] over weighted draws of p.
+
+    With `begin`, the guide of these parameters makes the first draws and no SMC comes to its
+    help: that is adaptive importance sampling alone, given up where its weights are refused.
+    After so many `seconds` no round is begun.
+    """
+    loop = fitter(target, family, report, begin, seconds)
+    return run(loop, key, "forward_kl", family, report)
 
 
-def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
+def fitter(
+    target: Target,
+    family: Family,
+    report: Report = silent,
+    begin: dict | None = None,
+    seconds: float = SECONDS,
+) -> Fitter:
     """Rounds of weighted draws, each followed by a weighted maximum-likelihood fit."""
 
     @jax.jit
@@ -105,7 +126,7 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
 
     @jax.jit
     def improve(points, weights, old):
-        params = family.fit(points, weights)
+        params = family.fit(points, weights, old)
         if old is None:
             return params, jnp.inf
         log_q = [family.distribution(p).log_prob(points) for p in (params, old)]
@@ -114,11 +135,12 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
     # With so many rows SMC is out of reach; then the curvature is nearly all there is to find.
     slow = target.draws is None and smc.seconds(target, smc.PARTICLES * RUNS) > SECONDS
     dear = slow and starts.climbs(target) is not None
+    alone = dear or begin is not None
 
     def init(key):
         starts.climbs(target)  # which tempering begins at, or this
         beginning = (np.nan, np.inf, 1.0, starts.evaluations(target), time.perf_counter())
-        source, params = ("guide", of_the_climbs()) if dear else ("smc", None)
+        source, params = ("guide", begin or of_the_climbs()) if alone else ("smc", None)
         return State(key, source, (), (), params, 0, False, *beginning)
 
     def of_the_climbs():
@@ -144,7 +166,7 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
         tempered = smc.temper(
             *(target, key, smc.number_of_particles(target, RUNS, SECONDS / 2), RUNS),
             report=lambda part, text: report("forward_kl", share + part / MAX_ROUNDS, text),
-            seconds=SECONDS,
+            seconds=seconds,
         )
         short = "" if tempered.finished else SHORT.format(tempered.temperatures)
         draws = smc.pooled(tempered)
@@ -168,15 +190,17 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
         state = spend(state, {"log_density": len(points), "gradient": 0})
         log_weights, khat = smoothed(log_weights)
         state = state._replace(khat=khat)
-        if dear and not khat < KHAT:
-            state = state._replace(short=NO_SMC)
+        if alone:
+            refused = "" if khat < KHAT else NO_SMC if dear else REFUSED.format(khat)
+            state = state._replace(short=refused, weighted=() if refused else state.weighted)
         elif not khat < KHAT:
             # Neither these weights nor those of a guide like this one before are to be believed.
             return state._replace(source="smc", weighted=(), refused=True)
         weights = np.exp(log_weights - log_weights.max())
         ess = effective_sample_size(log_weights)
         new = Batch(points, weights / weights.sum(), ess, log_p, log_z)
-        return state._replace(weighted=(*state.weighted, new), yield_=ess / len(points))
+        yield_ = state.yield_ if state.short else ess / len(points)
+        return state._replace(weighted=(*state.weighted, new), yield_=yield_)
 
     def number_of_draws(state):
         missing = (1 / MEAN_ERROR**2 - state.ess) / state.yield_
@@ -211,11 +235,12 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
             return Assessment("failed", 1.0, text)
         if target.draws is not None:
             return Assessment("converged", 1.0, text)
-        more = 0.0 if dear or state.source == "smc" else WEIGHING
-        late = time.perf_counter() - state.began > SECONDS + more
-        last = state.rounds >= MAX_ROUNDS or late
+        more = 0.0 if alone or state.source == "smc" else WEIGHING
+        late = time.perf_counter() - state.began > seconds + more
+        hopeless = begin is not None and bool(state.short) and state.rounds >= PATIENCE
+        last = state.rounds >= MAX_ROUNDS or late or hopeless
         error = MEAN_ERROR_TOLERATED if last or state.source == "smc" else MEAN_ERROR
-        if last and state.short and (dear or not state.weighted):
+        if last and state.short and (alone or not state.weighted):
             return Assessment("stopped", 1.0, text)
         enough = noise(state) <= TOLERANCE and state.ess >= 1 / error**2
         if enough and state.gain < 3 * noise(state):
@@ -230,7 +255,9 @@ def fitter(target: Target, family: Family, report: Report = silent) -> Fitter:
             "params": state.params,
             "steps": state.rounds,
             "evaluations": state.evaluations,
-            "notes": (*filter(None, (state.short, COINCIDE if state.failed else "")),),
+            "notes": (
+                *filter(None, (state.short, COINCIDE if state.failed and not state.short else "")),
+            ),
             "measured": {"ess": state.ess, "error": noise(state)} | tail,
             "draws": None if target.log_density is None else draws_of_target(*together(state)),
         }

@@ -81,6 +81,14 @@ def show(summary: dict, folder: Path) -> None:
                 console.print(part)
         for line in verdict_lines(name, fit):
             console.print(line)
+        for line in restart_lines(fit.get("restarts")):
+            console.print(line)
+    wanted = summary["settings"].get("quantity", [])
+    if wanted:
+        console.print(quantity_table(summary["fits"], wanted))
+    if "correction" in summary:
+        for item in ladder_parts(summary["correction"]):
+            console.print(item)
     if "path" in summary:
         console.print(Text("\n" + textwrap.fill(path_words(summary["path"]), WIDTH)))
     console.print(f"\nSaved in {folder}/", markup=False)
@@ -161,8 +169,9 @@ def figures(summary: dict) -> dict[str, Callable]:
             measured(name): lambda f, name=name: with_error(f["divergences"].get(name))
             for name in divergences
         },
-        "k-hat (below 0.7 is fine)": lambda f: number(f["khat"], 2),
+        "k-hat (below 0.7 is fine)": lambda f: khat(f),
         f"effective draws of {summary['settings']['draws']:,}": lambda f: number(f["ess"], 0),
+        "of the posterior's draws, effective": lambda f: share(f.get("forward_ess")),
         "modes covered": lambda f: f"{f['modes_covered']} of {modes}" if modes else "–",
         "mass covered": lambda f: "–" if f["mass_covered"] is None else f"{f['mass_covered']:.0%}",
         "worst mean, posterior sds off": lambda f: worst(f, labels, "mean_error_in_sd", np.argmax),
@@ -173,6 +182,17 @@ def figures(summary: dict) -> dict[str, Callable]:
             f"{f['seconds']['compile']:.1f} + {f['seconds']['run']:.1f}"
         ),
     }
+
+
+def khat(fit: dict) -> str:
+    """k-hat with its spread."""
+    spread = fit.get("khat_spread")
+    return number(fit["khat"], 2) + ("" if spread is None else f" ± {number(spread, 2)}")
+
+
+def share(value: float | None) -> str:
+    """A share in per cent."""
+    return "–" if value is None else f"{100 * value:.2g}%"
 
 
 def worst(fit: dict, labels: dict, figure: str, which: Callable) -> str:
@@ -227,16 +247,85 @@ def significant(value: float, sd: float) -> str:
 def verdict_lines(name: str, fit: dict) -> Iterator[Text]:
     """The verdict, its reasons, what went wrong on the way, and the next thing to do."""
     linked = ":" if fit["verdict"] == "cannot tell" else " is"
-    yield Text.assemble(
-        f"\n{spoken(name)}{linked} ", (fit["verdict"], f"bold {COLOURS[fit['verdict']]}")
-    )
+    sure = fit.get("confidence")
+    share = f" (in {100 * sure:.0f}% of replicates)" if sure is not None and sure < 1 else ""
+    verdict = fit["verdict"], f"bold {COLOURS[fit['verdict']]}"
+    yield Text.assemble(f"\n{spoken(name)}{linked} ", verdict, share)
     for reason in (*fit["reasons"], *fit["notes"]):
-        yield Text(
-            textwrap.fill(reason, WIDTH - 2, initial_indent="  – ", subsequent_indent="    ")
+        yield indented(reason, "–")
+    yield indented(fit["advice"], "→")
+
+
+def indented(words: str, sign: str) -> Text:
+    """A sentence behind its sign, its later lines under the first."""
+    begin = {"initial_indent": f"  {sign} ", "subsequent_indent": "    "}
+    return Text(textwrap.fill(words, WIDTH - 2, **begin))
+
+
+def restart_lines(restarts: dict | None) -> Iterator[Text]:
+    """Whether the starts of a fit agree, where they do not."""
+    if not restarts or restarts["places"] < 2:
+        return
+    words = f"its {len(restarts['elbos'])} starts ended at {restarts['places']} places"
+    if restarts["rhat"] is not None:
+        words += f", R-hat {restarts['rhat']:.2f} in {restarts['rhat_at']}"
+    words += f"; stacked by evidence they have ELBO {with_error(restarts['stacked_elbo'])}"
+    yield indented(words, "–")
+
+
+def quantity_table(fits: dict, sites: list[str]) -> Table:
+    """Of the quantities that were asked for: each fit's value, its error, and what it is worth."""
+    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    grid.add_column("\nquantity", style="dim", no_wrap=True)
+    grid.add_column("\nreference", justify="right", no_wrap=True)
+    for name in fits:
+        grid.add_column(f"\n{spoken(name)}", justify="right", no_wrap=True)
+        grid.add_column("\n", no_wrap=True)
+    first = next(iter(fits.values()))["quantities"]
+    for label in (k for k in first if k.partition("[")[0] in sites):
+        for statistic, entry in first[label].items():
+            cells = [Text(f"{label} {statistic}"), with_error(entry.get("reference"))]
+            for fit in fits.values():
+                own = fit["quantities"][label][statistic]
+                cells += [with_error(own["guide"])]
+                cells += [Text(own["verdict"], style=COLOURS[own["verdict"]])]
+            grid.add_row(*cells)
+    return grid
+
+
+def ladder_parts(correction: dict) -> Iterator[Table | Text]:
+    """Each correction that was tried, with its error and its cost, and where the ladder ended."""
+    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    grid.add_column("\ncorrection", style="dim")
+    for title in ("mean off\nby sds", "sd, times\nthe right", "\nk-hat", "\nKL(q‖p)"):
+        grid.add_column(title, justify="right", no_wrap=True)
+    grid.add_column("looks\nat p", justify="right", no_wrap=True)
+    grid.add_column("\nseconds", justify="right", no_wrap=True)
+    grid.add_column("\nright", no_wrap=True)
+    for rung in correction["rungs"]:
+        grid.add_row(
+            Text(rung_name(rung["name"])),
+            number(rung["worst_mean_error_in_sd"], 2),
+            number(rung["worst_sd_ratio"], 2),
+            number(rung["khat"], 2),
+            with_error(rung["divergences"].get("reverse_kl")),
+            counted_in_thousands(sum(rung["evaluations"].values())),
+            f"{rung['seconds']:.1f}",
+            {True: Text("yes", style="green"), False: Text("no", style="red")}.get(
+                rung["passes"], Text("?", style="magenta")
+            ),
         )
-    yield Text(
-        textwrap.fill(fit["advice"], WIDTH - 2, initial_indent="  → ", subsequent_indent="    ")
+    yield grid
+    last = correction["rungs"][-1]
+    yield Text.assemble(
+        "\nThe ladder ends at ", (rung_name(correction["ends"]), "bold"), f": {last['why']}"
     )
+    if correction["passes"]:
+        yield indented("Use the draws in corrected/posterior.", "→")
+    elif correction["passes"] is None:
+        yield indented("No reference tells whether it is right.", "→")
+    else:
+        yield indented("No rung was right: do not use any; reparametrise the model.", "→")
 
 
 def path_words(path: dict) -> str:
@@ -249,3 +338,13 @@ def path_words(path: dict) -> str:
         return words + "the best guide moves without a jump."
     places = ", ".join(f"{a:.2f}" for a in path["jumps"])
     return words + f"the best guide jumps from one optimum to another at alpha = {places}."
+
+
+def counted_in_thousands(count: int) -> str:
+    """A large number in short: 49k, 1.2M."""
+    return f"{count / 1e6:.1f}M" if count >= 1e6 else f"{count / 1e3:.0f}k"
+
+
+def rung_name(name: str) -> str:
+    """A rung as people say it; a guide's name stays as it is typed."""
+    return name if name.startswith("mixture:") else spoken(name)

@@ -18,7 +18,7 @@ from vi_demo.batching import in_slices
 from vi_demo.divergences import integration
 from vi_demo.divergences.estimators import Draws, Estimate, equal_weights, resample
 from vi_demo.errors import InputError
-from vi_demo.reference import agreement, modes, nuts, propriety, smc
+from vi_demo.reference import agreement, evidence, modes, nuts, propriety, smc
 from vi_demo.target import Target
 
 RUNS = 4
@@ -40,8 +40,8 @@ class Reference:
     """Draws of the target with what is known of it, and whether to trust them.
 
     `draws` live on R^d with `log_p` their log densities, unnormalised; `log_evidence` and
-    `modes` are None where the method gives none. `reasons` say why it is not trusted, and
-    `remarks` what else there is to know.
+    `modes` are None where the method gives none; `routes` are the ways the evidence was come by.
+    `reasons` say why it is not trusted, and `remarks` what else there is to know.
     """
 
     method: str
@@ -52,6 +52,7 @@ class Reference:
     log_p: np.ndarray | None = None
     log_evidence: Estimate | None = None
     modes: modes.Modes | None = None
+    routes: dict[str, Estimate] = field(default_factory=dict)
     evaluations: dict[str, int] = field(default_factory=dict)
 
 
@@ -142,11 +143,20 @@ def from_file(target: Target, file: str | Path) -> Reference:
 
 
 def with_modes(target: Target, reference: Reference) -> Reference:
-    """A reference with the modes that its draws lie in."""
+    """A reference with the modes that its draws lie in, and log evidence by a bridge to them."""
     inside = np.isfinite(reference.log_p)
     draws = equal_weights(reference.draws.points[inside], reference.draws.blocks[inside])
     factor = local_factor(target, resample(draws, 1024, seed=0))
-    return replace(reference, modes=modes.find(target, draws, factor, seed=0))
+    found = modes.find(target, draws, factor, seed=0)
+    return replace(reference, modes=found, **bridged(target, draws, found))
+
+
+def bridged(target: Target, draws: Draws, found: modes.Modes) -> dict:
+    """Log evidence from draws that came without, where a bridge says it well enough."""
+    log_z = evidence.bridge(target, draws, found.of_draws, smc.effective_draws(draws))
+    if log_z is None or not log_z.mcse < evidence.USABLE:
+        return {}
+    return {"log_evidence": log_z, "routes": {"bridge": log_z}}
 
 
 def mapped(target: Target, given: drawn.Trusted) -> np.ndarray:
@@ -253,9 +263,9 @@ def by_smc(target, key, budget, report) -> Reference:
         )
         if not tempered.finished:
             break
-        evidence = smc.pooled_evidence(tempered)
+        by_weights = smc.pooled_evidence(tempered)
         now = time.perf_counter()
-        if not evidence.mcse > WANTED_ERROR or now - began + 2 * (now - round_began) > budget:
+        if not by_weights.mcse > WANTED_ERROR or now - began + 2 * (now - round_began) > budget:
             break
         particles *= 2
     if not tempered.finished:
@@ -270,13 +280,15 @@ def by_smc(target, key, budget, report) -> Reference:
     others = None if chains is None else chains.points[:, ::50].reshape(-1, target.dim)
     found = modes.find(target, draws, factor, seed=0, others=others)
     begun = starts.evaluations(target)
-    reasons = []
-    if not evidence.mcse <= TOLERATED_ERROR:
-        reasons.append(f"its log evidence is uncertain by ±{evidence.mcse:.2g} nats")
     if chains is None:
         agreed = agreement.unchecked(f"NUTS would take about {too_long:,.0f} seconds")
     else:
         agreed = agreement.compare(target, draws, chains, found)
+    by_bridge = second_route(target, draws, found, None if agreed.unchecked else chains)
+    log_z = evidence.both(by_weights, by_bridge)
+    reasons = []
+    if not log_z.mcse <= TOLERATED_ERROR:
+        reasons.append(f"its log evidence is uncertain by ±{log_z.mcse:.2g} nats")
     reasons += agreed.against
     if target.prior is None:
         # Every population began inside the same tails: without a check nobody saw beyond them.
@@ -288,8 +300,9 @@ def by_smc(target, key, budget, report) -> Reference:
         remarks=tuple(agreed.unchecked) if target.prior is not None else (),
         draws=draws,
         log_p=np.asarray(target.log_densities(draws.points)),
-        log_evidence=evidence,
+        log_evidence=log_z,
         modes=found,
+        routes={"tempered weights": by_weights} | ({"bridge": by_bridge} if by_bridge else {}),
         evaluations={
             "log_density": begun["log_density"] + tempered.evaluations["log_density"],
             "gradient": begun["gradient"]
@@ -297,6 +310,17 @@ def by_smc(target, key, budget, report) -> Reference:
             + (chains.gradients if chains else 0),
         },
     )
+
+
+def second_route(target, draws: Draws, found: modes.Modes, chains) -> Estimate | None:
+    """Log evidence by a bridge: from NUTS's draws where there is one mode, else from SMC's."""
+    if chains is not None and len(found.masses) == 1:
+        points = chains.points.reshape(-1, target.dim)
+        mixed = equal_weights(points, np.repeat(np.arange(len(chains.points)), nuts.DRAWS))
+        return evidence.bridge(
+            target, mixed, np.zeros(len(points), int), smc.effective_draws(mixed)
+        )
+    return evidence.bridge(target, draws, found.of_draws, smc.effective_draws(draws))
 
 
 def by_nuts_instead(target, key, budget, report, why: str) -> Reference:
@@ -310,7 +334,7 @@ def by_nuts_instead(target, key, budget, report, why: str) -> Reference:
 
 
 def by_nuts(target, key, budget, report, deepest=nuts.DEEPEST) -> Reference:
-    """NUTS alone: good draws of one mode, no evidence, and no word on the mass of others."""
+    """NUTS alone: good draws of one mode, and no word on the mass of others."""
     report("reference", 0.1, "chains of NUTS")
     chains = nuts.sample(target, key, deepest)
     points = chains.points.reshape(-1, target.dim)
@@ -331,6 +355,7 @@ def by_nuts(target, key, budget, report, deepest=nuts.DEEPEST) -> Reference:
         log_p=np.asarray(target.log_densities(points)),
         modes=found,
         evaluations={"log_density": 0, "gradient": chains.gradients},
+        **(bridged(target, draws, found) if len(found.masses) == 1 else {}),
     )
 
 

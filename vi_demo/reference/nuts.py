@@ -33,10 +33,18 @@ class Chains(NamedTuple):
     gradients: int
 
 
-def sample(target: Target, key: Array, deepest: int = DEEPEST) -> Chains:
-    """Run NumPyro's NUTS, all chains side by side, with trees of at most that depth."""
+def sample(
+    target: Target,
+    key: Array,
+    deepest: int = DEEPEST,
+    beginning: tuple[Frame, Array] | None = None,
+) -> Chains:
+    """Run NumPyro's NUTS, all chains side by side, with trees of at most that depth.
+
+    They begin at dispersed points, on the scale of the climbs, unless `beginning` gives both.
+    """
     start_key, run_key = jax.random.split(key)
-    frame, begin = dispersed(target, start_key)
+    frame, begin = beginning or dispersed(target, start_key)
     kernel = NUTS(
         potential_fn=lambda u: -target.log_density(frame.out(u)),
         target_accept_prob=ACCEPTANCE,

@@ -81,13 +81,14 @@ def temper(
     runs: int,
     report: Callable[[float, str], None] = lambda share, text: None,
     seconds: float = np.inf,
+    start: Start | None = None,
 ) -> Tempered:
-    """Bring `runs` independent populations of `particles` from the wide start to the target.
+    """Bring `runs` independent populations of `particles` from a start, wide unless it is given.
 
     After so many `seconds` it stops short of it, unless it is well on its way: the first
     temperatures, far out, are the slow ones. It then settles once instead of `SETTLING` times.
     """
-    begin, raise_temperature = programs(target)
+    begin, raise_temperature = programs(target) if start is None else compiled(target, start)
     init_key, key = jax.random.split(key)
     populations = begin(jax.random.split(init_key, runs), jnp.zeros(particles))
     temperatures = settled = stuck = 0
@@ -138,12 +139,16 @@ def number_of_particles(target: Target, runs: int, within: float) -> int:
 def programs(target: Target) -> tuple[Callable, Callable]:
     """The two compiled programs of a target: draw the first particles; raise β and move them."""
     if "smc" not in target.programs:
-        start = starts.wide(target)
-        target.programs["smc"] = (
-            jax.jit(jax.vmap(partial(begin, target, start), in_axes=(0, None))),
-            jax.jit(jax.vmap(partial(raise_temperature, target, start))),
-        )
+        target.programs["smc"] = compiled(target, starts.wide(target))
     return target.programs["smc"]
+
+
+def compiled(target: Target, start: Start) -> tuple[Callable, Callable]:
+    """The same two from any start."""
+    return (
+        jax.jit(jax.vmap(partial(begin, target, start), in_axes=(0, None))),
+        jax.jit(jax.vmap(partial(raise_temperature, target, start))),
+    )
 
 
 def begin(target: Target, start: Start, key: Array, shape: Array) -> Population:

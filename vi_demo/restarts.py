@@ -1,0 +1,128 @@
+"""Restarts as chains: whether fits from several starts agree, and the guide they make together."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from arviz_stats.base import array_stats
+from scipy.special import logsumexp, softmax
+
+from vi_demo import guides
+from vi_demo.divergences.estimators import Estimate
+from vi_demo.fitting.runner import Fit
+from vi_demo.target import Target
+
+DRAWS = 1_000  # of each restart, as of a chain
+APART = 1.0  # nats of KL, either way, from which two restarts are two places
+HOPELESS = 10.0  # nats below the best, from which a restart adds nothing to the others
+STACKED = 4_096  # draws of the stacked guide, for its ELBO
+
+
+class Gaussians(NamedTuple):
+    """Gaussians on R^d: means (k, d), Cholesky factors (k, d, d), and log evidences (k,)."""
+
+    means: np.ndarray
+    factors: np.ndarray
+    log_evidence: np.ndarray
+
+    def take(self, index) -> Gaussians:
+        """Some of them."""
+        return Gaussians(*(part[index] for part in self))
+
+    def log_prob(self, points: np.ndarray) -> np.ndarray:
+        """Log densities (k, n) at points (n, d)."""
+        constant = 0.5 * points.shape[1] * np.log(2 * np.pi)
+        rows = []
+        for mean, factor in zip(self.means, self.factors, strict=True):
+            u = np.linalg.solve(factor, (points - mean).T)
+            rows.append(-0.5 * (u**2).sum(0) - np.log(np.diag(factor)).sum() - constant)
+        return np.array(rows)
+
+    def draws(self, number: int, rng: np.random.Generator) -> np.ndarray:
+        """Draws (k, number, d), from the same noise for each."""
+        noise = rng.normal(size=(number, self.means.shape[1]))
+        return self.means[:, None] + np.einsum("kij,nj->kni", self.factors, noise)
+
+    @property
+    def params(self) -> dict:
+        """Those of `mixture:k` that has one component each, stacked by their evidence."""
+        each = jax.vmap(guides.from_factor)(jnp.asarray(self.means), jnp.asarray(self.factors))
+        weights = jnp.asarray(self.log_evidence - logsumexp(self.log_evidence))
+        return {"logits": weights, **each}
+
+
+def gaussians(fit: Fit) -> Gaussians | None:
+    """Every start's guide with its ELBO, the best first; None where they are no Gaussians.
+
+    Starts that came to nothing, or not near the best, are left out.
+    """
+    names = list(fit.params)
+    if fit.family.name not in ("full_rank", "diagonal") or "elbo" not in fit.restarts:
+        return None
+    if not set(names) <= set(fit.restarts):
+        return None
+    elbos = np.asarray(fit.restarts["elbo"], float)
+    order = np.argsort(-np.nan_to_num(elbos, nan=-np.inf))
+    kept = order[elbos[order] > elbos[order[0]] - HOPELESS]
+    params = {k: np.asarray(fit.restarts[k])[kept] for k in names}
+    means = params["loc"]
+    if fit.family.name == "diagonal":
+        factors = np.apply_along_axis(np.diag, 1, np.exp(params["log_scale"]))
+    else:
+        factors = np.asarray(jax.vmap(guides.scale_tril)(params))
+    return Gaussians(means, factors, elbos[kept])
+
+
+def places(found: Gaussians) -> Gaussians:
+    """One Gaussian of each place, the best: two are apart where KL says so both ways."""
+    points = found.draws(DRAWS // 4, np.random.default_rng(0))
+    at = np.array([found.log_prob(p).mean(1) for p in points])  # [i, j]: E_i[log q_j]
+    divergence = np.diag(at)[:, None] - at
+    kept: list[int] = []
+    for i in range(len(at)):
+        if all(min(divergence[i, j], divergence[j, i]) > APART for j in kept):
+            kept.append(i)
+    return found.take(kept)
+
+
+def compared(target: Target, fit: Fit) -> dict:
+    """How the starts of a fit agree: their ELBOs by rank, R-hat across them, and the guide they
+    make together.
+
+    Each start's draws are a chain (Vehtari et al. 2021), and R-hat is the worst coordinate's.
+    The stacked guide is the mixture of all places that starts ended at, each weighed by
+    exp(ELBO), which is its evidence as far as a guide can tell.
+    """
+    ranked = np.sort(np.asarray(fit.restarts.get("elbo", []), float))[::-1]
+    found = gaussians(fit)
+    if found is None or len(ranked) < 2:
+        return {}
+    chains = found.draws(DRAWS, np.random.default_rng(1))
+    # The same noise for all would hide what differs in a chain's own error.
+    rhat = np.atleast_1d(array_stats.rhat(chains, chain_axis=0, draw_axis=1))
+    worst = int(np.nan_to_num(rhat).argmax()) if len(chains) > 1 else 0
+    apart = places(found)
+    entry = {
+        "elbos": ranked,
+        "near_the_best": len(found.means),
+        "rhat": rhat[worst] if len(chains) > 1 else None,
+        "rhat_at": target.coordinates[worst],
+        "places": len(apart.means),
+    }
+    if len(apart.means) > 1:
+        entry["stacked_elbo"] = stacked_elbo(target, apart)._asdict()
+    return entry
+
+
+def stacked_elbo(target: Target, apart: Gaussians) -> Estimate:
+    """E_q[log p − log q] of the stacked guide, from draws stratified over its components."""
+    weights = softmax(apart.log_evidence)
+    points = apart.draws(STACKED, np.random.default_rng(2))
+    flat = points.reshape(-1, points.shape[-1])
+    log_q = logsumexp(apart.log_prob(flat), axis=0, b=weights[:, None])
+    values = (np.asarray(target.log_densities(flat)) - log_q).reshape(points.shape[:2])
+    error = np.sqrt(weights**2 @ values.var(1) / values.shape[1])
+    return Estimate(float(weights @ values.mean(1)), float(error))
