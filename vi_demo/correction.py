@@ -240,15 +240,18 @@ def mixtures(attempt: Attempt) -> Iterator[Rung]:
     while True:
         number = len(begin["logits"])
         rung = fitted(attempt, f"mixture:{number}", begin)
-        figures = rung.figures
-        if last is not None and not gained(last.figures, figures):
+        if last is not None and not gained(last.figures, rung.figures):
             return
         yield rung
-        evidence = figures.importance_log_evidence
-        near = evidence and figures.elbo and evidence.value - figures.elbo.value < CLOSE
-        if near or 2 * number > MOST_COMPONENTS or rung.judged.fit.draws is None:
+        if near_enough(rung.figures) or 2 * number > MOST_COMPONENTS:
             return
-        begin, last = split(rung.judged.fit, 2 * number), rung
+        begin, last = split(rung.judged.fit.params), rung
+
+
+def near_enough(figures: Figures) -> bool:
+    """Whether KL(q‖p) is so small, as the guide's own weights have it, that no more is tried."""
+    evidence, elbo = figures.importance_log_evidence, figures.elbo
+    return bool(evidence and elbo and evidence.value - elbo.value < CLOSE)
 
 
 def gained(old: Figures, new: Figures) -> bool:
@@ -258,11 +261,21 @@ def gained(old: Figures, new: Figures) -> bool:
     return new.elbo.value - old.elbo.value > WORTH
 
 
-def split(fit: Fit, number: int) -> dict:
-    """A mixture of more components, fitted to the weighted draws of one of fewer."""
-    draws = fit.draws
-    family = guides.family(f"mixture:{number}")
-    return jax.jit(family.fit)(draws.points, jnp.exp(draws.log_weights))
+def split(params: dict) -> dict:
+    """Each component as two of the same mean and covariance together, along its widest axis."""
+    means = np.asarray(params["loc"])
+    factors = np.asarray(jax.vmap(guides.scale_tril)(params))
+    covariances = factors @ np.swapaxes(factors, 1, 2)
+    values, vectors = np.linalg.eigh(covariances)
+    step = 0.5 * np.sqrt(values[:, -1:]) * vectors[:, :, -1]
+    narrower = np.linalg.cholesky(covariances - step[:, :, None] * step[:, None, :])
+    twice = lambda x: np.concatenate([x, x])  # noqa: E731
+    both = Gaussians(
+        np.concatenate([means + step, means - step]),
+        twice(narrower),
+        twice(np.asarray(params["logits"])),
+    )
+    return both.params
 
 
 def stacked(attempt: Attempt) -> Gaussians:
