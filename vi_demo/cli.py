@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 
 from vi_demo import draws as drawn
+from vi_demo.approximations import APPROXIMATIONS
 from vi_demo.divergences import described
 from vi_demo.errors import InputError, MixedPrecision
 
@@ -103,16 +104,17 @@ class NamedOrFile(click.ParamType):
         )
 
 
-FIT = Named(list(described()), list(described("WITH_PARAMETER")), float, "A")
+FIT = Named([*described(), *APPROXIMATIONS], list(described("WITH_PARAMETER")), float, "A")
 GUIDE = Named(
     *([g for g in GUIDES if ":" not in g], [g[:-2] for g in GUIDES if ":" in g], int, "K")
 )
 
 
-def divergences_help() -> str:
-    """The divergences that can be fitted, a line each."""
+def fits_help() -> str:
+    """What can be fitted, divergences and approximations, a line each."""
     numbered = {f"{k}:A": text for k, text in described("WITH_PARAMETER").items()}
-    rows = [f"  {name:<20} {text}" for name, text in (described() | numbered).items()]
+    every = described() | numbered | APPROXIMATIONS
+    rows = [f"  {name:<20} {text}" for name, text in every.items()]
     return "\b\nWhat can be fitted (p the target, q the guide, r = log p − log q):\n" + "\n".join(
         rows
     )
@@ -124,7 +126,7 @@ def vi_demo() -> None:
     """Fit a NumPyro model in both directions of KL, and say what each fit missed."""
 
 
-@vi_demo.command(epilog=divergences_help())
+@vi_demo.command(epilog=fits_help())
 @click.argument("model")
 @click.option(
     "--data", metavar="FILE", help="csv, json, npz, netCDF, zarr or Parquet; names = arguments."

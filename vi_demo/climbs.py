@@ -145,6 +145,7 @@ def climber(target: Target, curvature: Callable):
 
     def advance(spread, at):
         scale, values, vectors, whole = curvature(at.z)
+        values = jnp.maximum(jnp.abs(values), LEAST_CURVATURE)  # which leaves saddles too
         here = gaussian(at.z, target.log_density(at.z), scale, values, vectors, whole)
         better = here.elbos > at.best.elbos
         rises_enough = here.elbos > at.best.elbos + GAIN
@@ -194,10 +195,18 @@ def curvature_of(target: Target) -> Callable:
     raise AssertionError("a density that has a slope has differences of it")
 
 
+def curvature_where_finite(target: Target, z: Array) -> Callable:
+    """The curvature by a derivative that is finite at z: by differences where no other is."""
+    usual = curvature_of(target)
+    if jax.jit(usual)(z)[-1]:
+        return usual
+    return partial(curvature, target, differences, target.batch)
+
+
 def curvature(target: Target, along: Callable, batch: int | None, z: Array) -> tuple:
     """Scales (d,), eigenvalues and vectors of −∇²log p on them, and whether all is finite.
 
-    Scales are 1 / √|∂²| and eigenvalues are made positive, so that a climb leaves saddles too.
+    Scales are 1 / √|∂²|.
     """
     slope = jax.grad(target.log_density)
     rows = jax.lax.map(lambda e: along(slope, z, e), jnp.eye(target.dim), batch_size=batch)
@@ -207,7 +216,7 @@ def curvature(target: Target, along: Callable, batch: int | None, z: Array) -> t
     scale = jnp.where(size > 0, 1 / jnp.sqrt(jnp.where(size > 0, size, 1.0)), 1.0)
     scaled = scale[:, None] * hessian * scale
     values, vectors = jnp.linalg.eigh((scaled + scaled.T) / 2)
-    return scale, jnp.maximum(jnp.abs(values), LEAST_CURVATURE), vectors, finite.all()
+    return scale, values, vectors, finite.all()
 
 
 def forward(slope: Callable, z: Array, basis: Array) -> Array:

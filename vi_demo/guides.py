@@ -131,6 +131,17 @@ def from_factor(mean: Array, factor: Array) -> dict:
     return {"loc": mean, "log_scale": jnp.log(scale), "lower": lower}
 
 
+def nearest(family: Family, mean: Array, factor: Array) -> dict:
+    """The parameters of a family of single Gaussians nearest to N(mean, factor factorᵀ).
+
+    Nearest under forward KL: where the family does not turn, they have the same marginals. The
+    factor is (d, d), or (d,) for sds alone.
+    """
+    if factor.ndim == 2 and not family.turns:
+        factor = jnp.linalg.norm(factor, axis=1)
+    return family.moved(family.init(jnp.zeros_like(mean), 1.0), mean, factor)
+
+
 def equal_masses(noise: Array) -> Array:
     """Log masses (n,) that add up to one."""
     return jnp.full(len(noise), -jnp.log(len(noise)), noise.dtype)

@@ -18,6 +18,7 @@ import xarray as xr
 
 from vi_demo import correction, fitting, guides, loading, quantities, record, restarts
 from vi_demo import reference as references
+from vi_demo.approximations import APPROXIMATIONS
 from vi_demo.diagnostics import measure
 from vi_demo.divergences.estimators import resample
 from vi_demo.divergences.generators import F_DIVERGENCES, named
@@ -55,11 +56,12 @@ def run(
     coords: dict | None = None,
     dims: dict | None = None,
 ) -> xr.DataTree:
-    """Fit a model under several divergences and measure each fit against a reference.
+    """Fit a model in several ways and measure each fit against a reference.
 
     `model` is a NumPyro model with `data`, its keyword arguments or a file of them, a `Target`,
     or whatever `vi-demo run` takes, such as a file's path, which may be one of somebody's draws.
-    `fits` are both directions of KL unless given, and forward KL of draws. `reference` may be a
+    `fits` are both directions of KL unless given, and forward KL of draws; any divergence's name,
+    or an approximation's, `laplace`, `pathfinder` or `ep`. `reference` may be a
     file of trusted draws. `guide` names a family, or is a NumPyro guide of your own for the
     reverse fit, `own` being the one in the model's file. Returns an ArviZ
     DataTree with a sub-tree a fit, `run["reverse_kl"]`, which ArviZ's functions take as it is;
@@ -78,10 +80,10 @@ def run(
     report("model", 0.0, "reading the model")
     target, own = as_target(model, data, guide, name=name, coords=coords, dims=dims)
     fits = fits or (fitting.DEFAULT if target.log_density is not None else ("forward_kl",))
-    refuse(target, own, fits, path, correct)
+    family, remarks = family_for(target, guide if own is None else "full_rank")
+    refuse(target, own, family, fits, path, correct)
     quantities.known(target, quantity)
     given = None if reference in references.METHODS else references.from_file(target, reference)
-    family, remarks = family_for(target, guide if own is None else "full_rank")
     key = jax.random.key(seed)
     asked = target
     own_fit, target = first_learned(target, family, own, key, report)
@@ -146,7 +148,12 @@ def run(
 
 
 def refuse(
-    target: Target, own: Callable | None, fits: Sequence[str], path: int | None, correct: bool
+    target: Target,
+    own: Callable | None,
+    family: guides.Family,
+    fits: Sequence[str],
+    path: int | None,
+    correct: bool,
 ) -> None:
     """Refuse what cannot be done to this target before anything is compiled."""
     if correct and target.log_density is None:
@@ -158,7 +165,7 @@ def refuse(
     if path is not None and own is not None:
         raise InputError("a path needs a family of guides at both ends; leave --guide own out.")
     for name in fits if path is None else (*fits, *fitting.DEFAULT):
-        fitting.objectives.refuse(name, target)
+        fitting.refuse(name, target, family)
 
 
 def first_learned(
@@ -209,7 +216,8 @@ def judging(
     quantity: tuple[str, ...],
 ) -> Callable[[str, fitting.Fit], Judged]:
     """How a fit of some name is measured and judged in this run."""
-    measured = (*F_DIVERGENCES, *(f for f in map(named, fits) if f not in F_DIVERGENCES))
+    asked = [named(name) for name in fits if name not in APPROXIMATIONS]
+    measured = (*F_DIVERGENCES, *(f for f in asked if f not in F_DIVERGENCES))
 
     def judge_fit(name, fit):
         measure_key = part(key, f"measure {name}")
@@ -259,7 +267,7 @@ def family_for(target: Target, guide: str) -> tuple[guides.Family, tuple[str, ..
 def check_settings(fits, reference, draws, budget, path) -> None:
     """Refuse settings that cannot be before anything is compiled."""
     for name in fits:
-        named(name)
+        fitting.known(name)
     references.known(reference)
     if draws < LEAST_DRAWS:
         raise InputError(f"draws must be at least {LEAST_DRAWS}, not {draws}.")

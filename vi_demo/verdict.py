@@ -93,7 +93,9 @@ def ruling(
     """The verdict without its confidence."""
     if status == "failed":
         return Verdict(
-            "unreliable", ("the fit failed: its objective is not finite",), ADVICE["failed"]
+            "unreliable",
+            ("the fit failed: its objective is not finite, or has no optimum",),
+            ADVICE["failed"],
         )
     missed, wrong = missed_modes(figures), wrong_sites(figures) + far_apart(figures)
     carried, weak = weights_carry(figures)

@@ -18,7 +18,7 @@ Source: Csiszár (1967); Liese & Vajda (2006), doi:10.1109/TIT.2006.881731.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import jax
@@ -241,10 +241,10 @@ def _number(name: str, value: float) -> float:
     return number
 
 
-def named(name: str) -> Callable[[Array], Array]:
+def named(name: str, beside: Iterable[str] = ()) -> Callable[[Array], Array]:
     """The generator of that name, such as `jensen_shannon`, `alpha:0.5` or `renyi:2`.
 
-    Raises `InputError` for a name that is not one.
+    Raises `InputError` for a name that is not one, with what else might be meant `beside` them.
     """
     plain = {f.__name__: f for f in F_DIVERGENCES}
     if name in plain:
@@ -253,7 +253,7 @@ def named(name: str) -> Callable[[Array], Array]:
     base, _, parameter = name.partition(":")
     if base in makers:
         return makers[base](parameter)
-    choices = ", ".join([*plain, *(f"{k}:A" for k in makers)])
+    choices = ", ".join([*plain, *(f"{k}:A" for k in makers), *beside])
     raise InputError(f"no divergence named '{name}'; choose from {choices}.")
 
 

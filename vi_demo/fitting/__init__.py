@@ -1,4 +1,4 @@
-"""Ways to fit a guide to a target: one function for whichever divergence is asked for."""
+"""Ways to fit a guide to a target: one function for whatever is asked for by name."""
 
 from __future__ import annotations
 
@@ -7,13 +7,26 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from vi_demo.approximations import APPROXIMATIONS
 from vi_demo.divergences.generators import forward_kl, named, reverse_kl
-from vi_demo.fitting import gradient_descent, moment_matching, objectives, svi
+from vi_demo.errors import InputError
+from vi_demo.fitting import (
+    expectation_propagation,
+    gradient_descent,
+    laplace,
+    moment_matching,
+    objectives,
+    pathfinder,
+    svi,
+)
 from vi_demo.fitting.runner import Fit, Report, silent
 from vi_demo.guides import Family
 from vi_demo.target import Target
 
 DEFAULT = ("reverse_kl", "forward_kl")
+
+# What `APPROXIMATIONS` names: how each is fitted, and why it may not be.
+FITTERS = {"laplace": laplace, "pathfinder": pathfinder, "ep": expectation_propagation}
 
 
 def fit(
@@ -24,19 +37,40 @@ def fit(
     report: Report = silent,
     forward: Callable[[], Fit] | None = None,
 ) -> Fit:
-    """Fit a family to a target under the divergence of that name.
+    """Fit a family to a target under the divergence, or by the approximation, of that name.
 
     Reverse KL goes to NumPyro's SVI where the guide's draws carry every gradient, forward KL to
-    moment matching, everything else to quasi-Newton descent. `forward` gives the forward-KL fit
-    where it has been made already. Raises `InputError` where the target lacks what it takes.
+    moment matching, every other divergence to quasi-Newton descent. `forward` gives the forward-KL
+    fit where it has been made already. Raises `InputError` where the target lacks what it takes.
     """
-    objectives.refuse(name, target)
+    refuse(name, target, family)
+    if name in FITTERS:
+        return FITTERS[name].fit(target, family, key, report)
     f = named(name)
     if f is forward_kl:
         return forward() if forward else moment_matching.fit(target, family, key, report)
     if f is reverse_kl and reparametrised(family):
         return svi.fit(target, family, key, report)
     return gradient_descent.fit(name, target, family, key, report, forward)
+
+
+def known(name: str) -> None:
+    """Raise `InputError` where nothing that can be fitted has that name."""
+    if name not in APPROXIMATIONS:
+        named(name, beside=APPROXIMATIONS)
+
+
+def refuse(name: str, target: Target, family: Family) -> None:
+    """Raise `InputError` where this cannot be fitted to this target, saying what can be."""
+    objectives.refuse(name, target)
+    if name not in FITTERS:
+        return
+    if family.components > 1:
+        raise InputError(
+            f"{name} is one Gaussian, and {family.name} several; choose --guide full_rank or "
+            "diagonal, or leave it out."
+        )
+    FITTERS[name].refuse(target)
 
 
 def reparametrised(family: Family) -> bool:

@@ -26,6 +26,7 @@ from jax.nn import logsumexp
 from scipy.special import ndtri
 from scipy.stats import qmc
 
+from vi_demo.approximations import APPROXIMATIONS
 from vi_demo.divergences.generators import (
     F_DIVERGENCES,
     LOG_2,
@@ -122,10 +123,12 @@ def draws_of_target(points, weights, log_p, log_evidence: float) -> TargetDraws:
 
 
 def needs(name: str) -> tuple[str, ...]:
-    """What a divergence's fit needs of the target: its density, draws of it, or both.
+    """What a fit needs of the target: its density, draws of it, or both.
 
     Where there is a density, weighted draws are made from it.
     """
+    if name in APPROXIMATIONS:
+        return ("density",)
     known = {reverse_kl: ("density",), forward_kl: ("draws",)}
     return known.get(divergence_named(name), ("density", "draws"))
 
@@ -142,7 +145,8 @@ def rule_of_thumb(density: bool, draws: bool) -> str:
     if density:
         return (
             f"a density and no draws: reverse_kl at once; forward_kl, {others}, alpha:A and "
-            "renyi:A by weighted draws made from the density."
+            "renyi:A by weighted draws made from the density; to compare with, "
+            f"{', '.join(APPROXIMATIONS)}."
         )
     if draws:
         return "draws and no density: forward_kl, which is maximum likelihood, and no other."
@@ -150,7 +154,7 @@ def rule_of_thumb(density: bool, draws: bool) -> str:
 
 
 def refuse(name: str, target: Target) -> None:
-    """Raise `InputError` where the target lacks what a divergence needs, saying what works."""
+    """Raise `InputError` where the target lacks what a fit needs, saying what works."""
     if target.log_density is None and "density" in needs(name):
         raise InputError(
             f"{target.name}: {name} needs a log density and this target is only draws; "

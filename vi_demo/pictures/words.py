@@ -12,6 +12,9 @@ PEOPLE = {
     "squared_hellinger": "squared Hellinger",
     "pearson_chi_square": "Pearson χ²",
     "neyman_chi_square": "Neyman χ²",
+    "laplace": "Laplace",
+    "pathfinder": "Pathfinder",
+    "ep": "EP",
 }
 SIGNS = {"reverse_kl": "KL(q‖p), reverse", "forward_kl": "KL(p‖q), forward"}
 
