@@ -52,10 +52,10 @@ NOISE_TOLERATED = 1e-3  # where better is dear
 LEAST_DAMPING = 1 / 64
 SPREAD = 0.3  # of the points that gradients are looked at, on the scale of the climbs
 LEAST_PRECISION = 0.1  # of the first sites' product, or it is the climb's Gaussian that begins
-GRIDS = {1: (65, 8.0), 2: (21, 6.5)}  # by dimensions: nodes along each, and sds they reach
+GRIDS = {1: (65, 65, 8.0), 2: (21, 61, 6.5)}  # by rank: nodes a side, and sds they reach
 ON_THE_EDGE = 1e-3  # of the mass, and nodes did not see the whole of it
 DRAWS = 512, 8_192  # for each factor at first, at least and at most
-AT_FIRST = 2**18  # for all factors of one rank
+AT_FIRST = 2**18  # nodes for all factors of one rank
 LEVELS = 2  # of four times as many draws each
 EFFECTIVE = 10  # draws for each dimension at least
 
@@ -158,14 +158,16 @@ def fitter(target: Target, family: Family, key: Array) -> Fitter:
     def init(key):
         found, sites, (precision, shift) = beginning(here, key)
         groups.extend(found)
+        sites = proper(sites, precision, shift)
         totals = [each.total() for each in sites]
         precision = precision + sum(np.asarray(total[0]) for total in totals)
         shift = shift + sum(np.asarray(total[1]) for total in totals)
-        if np.linalg.eigvalsh(precision).min() > LEAST_PRECISION:
-            return State(sites, precision, shift, gaussian(precision, shift))
-        # There the first round goes the whole way from the climb's Gaussian.
-        one = gaussian(np.eye(here.dim), np.zeros(here.dim))
-        return State(sites, precision, shift, one, damping=1.0)
+        guide = gaussian(precision, shift)
+        if guide is not None:
+            return State(sites, precision, shift, guide)
+        # The first round goes the whole way from the climb's Gaussian.
+        guide = gaussian(np.eye(here.dim), np.zeros(here.dim))
+        return State(sites, precision, shift, guide, damping=1.0)
 
     def advance(state):
         parts, looks, skipped = [], 0, 0
@@ -352,6 +354,29 @@ def beginning(here: Target, key: Array) -> tuple[list[Factors], tuple[Sites, ...
     return groups, sites, (precision + gaussians[0], shift + gaussians[1])
 
 
+def proper(sites: tuple[Sites, ...], precision: np.ndarray, shift: np.ndarray):
+    """First sites whose product is a Gaussian near the climb's, where they are not as they are.
+
+    Their curvatures are made positive, and their shifts such that its mean is 0.
+    """
+    others = [each.total() for each in sites]
+    if np.linalg.eigvalsh(precision + sum(t[0] for t in others)).min() > LEAST_PRECISION:
+        return sites
+    values, vectors = zip(*(jnp.linalg.eigh(each.precision) for each in sites), strict=True)
+    made = [
+        jnp.einsum("nik,nk,njk->nij", w, jnp.maximum(v, 0.0), w)
+        for v, w in zip(values, vectors, strict=True)
+    ]
+    sites = tuple(s._replace(precision=t) for s, t in zip(sites, made, strict=True))
+    curved = sum(each.total()[0] for each in sites)
+    total = shift + sum(t[1] for t in others)
+    back = jnp.asarray(np.linalg.lstsq(curved, total)[0])
+    return tuple(
+        each._replace(shift=each.shift - jnp.einsum("nrs,nsd,d->nr", *each[1::-1], back))
+        for each in sites
+    )
+
+
 def quadratic(slopes: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Shifts (n, r) and precisions (n, r, r) of the Gaussians of slopes at places (n, k, r)."""
     size = SPREAD**2 * places.shape[1]
@@ -401,7 +426,9 @@ def nodes_of(sites: Sites, level: int, key: Array) -> Nodes:
     """A grid in one or two dimensions, its halves its two colours; in more, draws."""
     rank = sites.rank
     if rank in GRIDS:
-        number, reach = GRIDS[rank]
+        least, most, reach = GRIDS[rank]
+        each = (AT_FIRST / len(sites.shift)) ** (1 / rank)
+        number = 2 * int(np.clip(each, least, most) / 2) + 1  # with one in the middle
         places = np.stack(np.meshgrid(*[np.arange(number)] * rank), -1).reshape(-1, rank)
         points = reach * (2 * places / (number - 1) - 1)
         half = places.sum(1) % 2
