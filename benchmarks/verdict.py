@@ -12,7 +12,8 @@ importance weights. From that follows which verdicts are false:
 - *false pass*: called reliable, and yet total variation is above 0.1 or a mean off by 0.15 sd;
 - *false alarm*: called unreliable, and yet total variation is below 0.05;
 - *false correction*: called correctable, and yet its corrected means are off by more than 0.1 sd
-  or its corrected sds by more than 5 %.
+  or its corrected sds by more than 5 %, by its weights or by `--correct`, as its advice says;
+- *false ladder*: `--correct` called its last rung right, and its draws are off by as much.
 
 Of the reference it is asked whether its log evidence is within three of its stated errors of the
 truth, and within 0.1 nats. Its cost and the diagnostics' is compared with that of NumPyro's NUTS,
@@ -44,6 +45,7 @@ MISSED = 0.05
 CLOSE, FAR = 0.05, 0.1  # total variation
 MEAN_FAR, MEAN_WRONG, SD_WRONG = 0.15, 0.1, 0.05
 NOISE = 3.0  # standard errors
+KEPT = "verdict", "reasons", "advice", "confidence", "khat", "modes_covered", "mass_covered"
 NOTHING = {"mean": 0.0, "sd": 0.0}  # where the truth has no moments to compare with
 
 
@@ -90,6 +92,14 @@ def corrected(truth: Truth, q, from_p) -> dict:
     return off(from_p, points, weights / weights.sum())
 
 
+def by_ladder(truth: Truth, run, rng) -> dict:
+    """How far the draws of the ladder's last rung are off."""
+    saved = run["corrected/posterior"].to_dataset()
+    values = {k: np.asarray(v)[0] for k, v in saved.items() if k in truth.target.sites}
+    points = np.asarray(jax.jit(jax.vmap(truth.target.unconstrain))(values))
+    return off(truth.draw(rng, EXACT), points, np.full(len(points), 1 / len(points)))
+
+
 def ran(name: str, seed: int) -> tuple[dict, Truth]:
     """One run of a target, as a user has it, and what is true of it."""
     truth = TARGETS[name]()
@@ -101,9 +111,10 @@ def ran(name: str, seed: int) -> tuple[dict, Truth]:
         seconds[last[0]] = seconds.get(last[0], 0.0) + now - last[1]
         last[:] = ["measuring" if text == "measuring" else phase, now]
 
-    run = vi_demo.run(truth.target, seed=seed, report=report, name=name)
+    run = vi_demo.run(truth.target, seed=seed, report=report, name=name, correct=True)
     figures = vi_demo.summary(run)
     rng = np.random.default_rng(seed)
+    ladder = figures["correction"]
     reference, evidence = figures["reference"], figures["reference"]["log_evidence"]
     row = {
         "name": name,
@@ -115,9 +126,10 @@ def ran(name: str, seed: int) -> tuple[dict, Truth]:
         "reasons": reference["reasons"],
         "evidence": None,
         "seconds": seconds,
+        "ladder": {"ends": ladder["ends"], "passes": ladder["passes"]}
+        | (by_ladder(truth, run, rng) if truth.moments else NOTHING),
         "fits": {
-            k: {n: f[n] for n in ("verdict", "reasons", "khat", "modes_covered", "mass_covered")}
-            | truth_of(truth, run, k, rng)
+            k: {n: f[n] for n in KEPT} | truth_of(truth, run, k, rng)
             for k, f in figures["fits"].items()
         },
     }
@@ -158,9 +170,11 @@ def faults(row: dict) -> list[str]:
             found.append(f"{fit} false pass")
         if f["verdict"] == "unreliable" and f["total_variation"] < CLOSE:
             found.append(f"{fit} false alarm")
-        wrong = weighed["mean"] > MEAN_WRONG or weighed["sd"] > SD_WRONG
-        if f["verdict"] == "correctable" and wrong:
+        by = weighed if "importance weights" in f["advice"] else row["ladder"]
+        if f["verdict"] == "correctable" and wrongly_corrected(by):
             found.append(f"{fit} false correction")
+    if row["ladder"]["passes"] and wrongly_corrected(row["ladder"]):
+        found.append("its false ladder")
     evidence = row["evidence"]
     if evidence and abs(evidence["error"]) > NOISE * max(evidence["stated"], 1e-3):
         found.append("evidence beyond its error")
@@ -169,10 +183,22 @@ def faults(row: dict) -> list[str]:
     return found
 
 
+def wrongly_corrected(off: dict) -> bool:
+    """Whether means or sds are off by more than a correction may be."""
+    return off["mean"] > MEAN_WRONG or off["sd"] > SD_WRONG
+
+
 def table_of(rows: list[dict]) -> Table:
     """One line a run."""
     table = Table(
-        "target", "seed", "d", "evidence", *2 * ("verdict", "TV", "missed"), "times NUTS", "false"
+        "target",
+        "seed",
+        "d",
+        "evidence",
+        *2 * ("verdict", "TV", "missed"),
+        "ladder",
+        "times NUTS",
+        "false",
     )
     for row in rows:
         e = row["evidence"]
@@ -180,6 +206,7 @@ def table_of(rows: list[dict]) -> Table:
         cells.append(f"{e['error']:+.3f} ± {e['stated']:.3f}" if e else row["method"])
         for f in row["fits"].values():
             cells += [f["verdict"], f"{f['total_variation']:.3f}", f"{f['missed']:.2f}"]
+        cells.append(row["ladder"]["ends"])
         ratio = cost(row)
         table.add_row(*cells, f"{ratio:.1f}" if ratio else "", "; ".join(faults(row)))
     return table
@@ -210,6 +237,8 @@ def summary_of(rows: list[dict]) -> str:
         f"false passes: {false.count('false pass')} of {reliable} called reliable",
         f"false alarms: {false.count('false alarm')} of {close} within total variation 0.05",
         f"false corrections: {false.count('false correction')} of {correctable} correctable",
+        f"false ladders: {false.count('false ladder')} of "
+        f"{sum(bool(row['ladder']['passes']) for row in rows)} that ended right",
         f"log evidence known in {len(known)}: within 3 errors in {within}, 0.1 nats in {near}",
     ]
     if ratios:
