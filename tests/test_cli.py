@@ -159,7 +159,7 @@ def test_every_public_name_is_there():
 def test_a_run_leaves_its_folder(finished):
     folder, _ = finished
     files = sorted(p.name for p in (folder / "runs" / "bimodal").iterdir())
-    assert files == ["fit.png", "posterior.nc", "summary.json"]
+    assert files == ["evidence.png", "fit.png", "posterior.nc", "summary.json"]
 
 
 def test_json_is_the_summary_and_nothing_else(finished):
@@ -253,6 +253,10 @@ BAD_ARGUMENTS = {
     "a path of one step": (["bimodal", "--path", "1"], r"--path.*1.*x>=3"),
     "unknown reference": (["bimodal", "--reference", "mcmc"], r"'mcmc'.*quadrature.*smc"),
     "negative draws": (["bimodal", "--draws", "-5"], r"--draws.*-5.*x>=100"),
+    "a quantity that is no site": (
+        ["bimodal", "--quantity", "y"],
+        r"no site 'y' to measure; choose from x",
+    ),
     "no budget": (["bimodal", "--budget", "0"], r"--budget.*x>0"),
     "missing data file": (["eight_schools", "--data", "no.csv"], r"no such data file.*no\.csv"),
 }

@@ -15,7 +15,7 @@ from matplotlib.patches import Ellipse
 from rich.console import Console
 
 from vi_demo.divergences.generators import F_DIVERGENCES
-from vi_demo.pictures import figures, terminal, words
+from vi_demo.pictures import figures, sandwich, terminal, words
 
 COVARIANCE = np.array([[2.0, 0.9], [0.9, 0.7]])
 BOTH = {"reverse_kl": ([2.0, 0.0], 0.5 * np.eye(2)), "forward_kl": ([0.0, 0.0], COVARIANCE)}
@@ -471,3 +471,82 @@ def test_many_fits_take_several_tables_of_80_columns():
     heads = " ".join(line for line in lines if line.startswith("nats, unless"))
     assert all(heads.count(words.spoken(name)) == 1 for name in names)
     assert sum(line.startswith("le cam ") for line in lines) == len(parts)
+
+
+def with_energies(run, evidence=-10.0):
+    """The same run, whose fits have ELBO and EUBO around log evidence."""
+    summary = json.loads(run.attrs["summary"])
+    summary["reference"]["log_evidence"] = {"value": evidence, "mcse": 0.01}
+    for fit, (below, above) in zip(
+        summary["fits"].values(), ((0.5, 20.0), (3.0, None)), strict=True
+    ):
+        fit["elbo"] = {"value": -10.0 - below, "mcse": 0.02}
+        fit["eubo"] = {"value": above and -10.0 + above, "mcse": above and 0.1}
+    run.attrs["summary"] = json.dumps(summary)
+    return run
+
+
+def test_the_evidence_sandwich():
+    """Each bar is as long as its divergence, on its side of log evidence; none where unknown."""
+    figure = sandwich.sandwich_figure(with_energies(make_run(BOTH)))
+    (ax,) = figure.axes
+    bars = [line.get_xdata().tolist() for line in ax.lines if line.get_linewidth() == 7]
+    assert bars == [pytest.approx(b) for b in ([0, -0.5], [0, 20], [0, -3])]
+    assert [t.get_text() for t in ax.texts] == ["0.500", "20.000", "3.000", "unknown"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["reverse KL", "forward KL"]
+    low, high = ax.get_xlim()
+    assert low < -20 and high > 20
+    assert sandwich.sandwich_figure(with_energies(make_run(BOTH), evidence=None)) is None
+
+
+RUNGS = [
+    {
+        "name": "reverse_kl as it is",
+        "passes": False,
+        "why": "misses a mode",
+        "worst_mean_error_in_sd": 0.97,
+        "worst_sd_ratio": 0.24,
+        "divergences": {"reverse_kl": {"value": 0.693, "mcse": 1e-6}},
+        "khat": 0.15,
+        "evaluations": {"log_density": 40_160, "gradient": 0},
+        "seconds": 20.0,
+    },
+    {
+        "name": "mixture:2",
+        "passes": True,
+        "why": "covers all",
+        "worst_mean_error_in_sd": None,
+        "worst_sd_ratio": None,
+        "divergences": {},
+        "khat": None,
+        "evaluations": {"log_density": 1_000, "gradient": 1_200_000},
+        "seconds": 2.7,
+    },
+]
+
+
+@pytest.mark.parametrize(
+    "passes, advice", [(True, "Use the draws"), (False, "do not use any"), (None, "No reference")]
+)
+def test_the_ladder_on_the_terminal(passes, advice):
+    rungs = [RUNGS[0], RUNGS[1] | {"passes": passes}]
+    correction = {"ends": "mixture:2", "passes": passes, "rungs": rungs}
+    console = Console(width=80, file=io.StringIO())
+    for part in terminal.ladder_parts(correction):
+        console.print(part)
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    row = next(line for line in text.splitlines() if "0.97" in line)
+    assert row.split()[-7:] == ["0.97", "0.24", "0.15", "0.693", "40k", "20.0", "no"]
+    assert "1.2M" in text
+    assert "The ladder ends at mixture:2: covers all" in text
+    assert advice in text
+
+
+def test_starts_that_agree_are_not_told_of():
+    one = {"elbos": [-1.0, -1.0], "places": 1, "rhat": 1.0, "rhat_at": "x[0]"}
+    two = one | {"places": 2, "rhat": 1.83, "stacked_elbo": {"value": 0.0, "mcse": 0.001}}
+    assert list(terminal.restart_lines(one)) == list(terminal.restart_lines(None)) == []
+    (line,) = terminal.restart_lines(two)
+    words = " ".join(line.plain.split())
+    assert words.startswith("– its 2 starts ended at 2 places, R-hat 1.83 in x[0]")

@@ -171,7 +171,7 @@ def figures(summary: dict) -> dict[str, Callable]:
         },
         "k-hat (below 0.7 is fine)": lambda f: khat(f),
         f"effective draws of {summary['settings']['draws']:,}": lambda f: number(f["ess"], 0),
-        "of the posterior's draws, effective": lambda f: share(f.get("forward_ess")),
+        "effective share, from p": lambda f: share(f.get("forward_ess")),
         "modes covered": lambda f: f"{f['modes_covered']} of {modes}" if modes else "–",
         "mass covered": lambda f: "–" if f["mass_covered"] is None else f"{f['mass_covered']:.0%}",
         "worst mean, posterior sds off": lambda f: worst(f, labels, "mean_error_in_sd", np.argmax),
