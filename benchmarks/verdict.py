@@ -49,10 +49,28 @@ KEPT = "verdict", "reasons", "advice", "confidence", "khat", "modes_covered", "m
 NOTHING = {"mean": 0.0, "sd": 0.0}  # where the truth has no moments to compare with
 
 
+class Gaussian:
+    """A Gaussian in units of its own sds, whose covariance SciPy would take for singular else."""
+
+    def __init__(self, mean, covariance):
+        self.mean, self.sd = mean, np.sqrt(np.diag(covariance))
+        correlation = covariance / np.outer(self.sd, self.sd)
+        self.unit = stats.multivariate_normal(np.zeros(len(mean)), correlation, True)
+
+    def rvs(self, number, random_state):
+        """Draws (number, d)."""
+        unit = self.unit.rvs(number, random_state=random_state).reshape(number, -1)
+        return self.mean + self.sd * unit
+
+    def logpdf(self, points):
+        """Log density at points (n, d)."""
+        return self.unit.logpdf((points - self.mean) / self.sd) - np.log(self.sd).sum()
+
+
 def truth_of(truth: Truth, run, fit: str, rng) -> dict:
     """What is true of a saved fit, whose guide is Gaussian."""
     guide = run[fit]["guide"].to_dataset()
-    q = stats.multivariate_normal(guide["mean"].values, guide["covariance"].values, True)
+    q = Gaussian(guide["mean"].values, guide["covariance"].values)
     from_p, from_q = truth.draw(rng, EXACT), q.rvs(EXACT, random_state=rng).reshape(EXACT, -1)
 
     def excess(points, sign):

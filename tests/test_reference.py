@@ -171,6 +171,8 @@ def test_two_routes_that_differ_are_in_the_error_of_what_they_say_together():
     assert evidence.both(near, near) == (0.0, pytest.approx(0.02 / 2**0.5))
     assert evidence.both(near, far) == (pytest.approx(0.5), 0.5)
     assert evidence.both(near, Estimate(1.0, 0.5)) == near
+    rough = evidence.both(Estimate(1.0, 2.0), near)
+    assert rough == (pytest.approx(0.0, abs=1e-3), pytest.approx(0.02, rel=1e-3))
     assert evidence.both(near, None) == near
 
 

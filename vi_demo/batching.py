@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 TRIES = 3
+SIZES = 4096, 256, 16, 1  # numbers of points that programs are compiled for
 
 
 def in_slices(fn: Callable, points, size: int):
@@ -30,6 +32,30 @@ def in_slices(fn: Callable, points, size: int):
 def batched(fn: Callable, size: int) -> Callable:
     """A compiled `fn` of one point over a leading axis, in such slices."""
     return jax.jit(lambda points: in_slices(fn, points, size))
+
+
+def in_sizes(program: Callable) -> Callable:
+    """A function of points (n, d), called with few different n so that few programs compile.
+
+    Points are handed to it in parties of `SIZES`, the last filled up with its last point where
+    they are half a party or more, and what comes back is put together as NumPy arrays.
+    """
+
+    def call(points):
+        points = np.asarray(points)
+        parts, begin = [], 0
+        while begin < len(points):
+            left = len(points) - begin
+            size = next(s for s in SIZES if 2 * left >= s)
+            party = points[begin : begin + size]
+            number = len(party)
+            if number < size:
+                party = np.concatenate([party, np.repeat(party[-1:], size - number, 0)])
+            parts.append(jax.tree.map(lambda x, n=number: np.asarray(x)[:n], program(party)))
+            begin += size
+        return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+    return call
 
 
 def clocked(program: Callable, points) -> float:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from vi_demo import quantities
+from vi_demo.batching import in_sizes
 from vi_demo.divergences import estimators, integration
 from vi_demo.divergences.estimators import Draws, Estimate, equal_weights, expectation
 from vi_demo.divergences.generators import F_DIVERGENCES
@@ -86,8 +87,8 @@ def measure(
     reasons: dict[str, str] = {}
     number = target.affordable(max(draws, KHAT_DRAWS), SECONDS)
     points = np.asarray(guide.sample(key, (number,)))
-    log_prob = target.batched(guide.log_prob)
-    log_q = np.asarray(log_prob(points))
+    log_prob = in_sizes(target.batched(guide.log_prob))
+    log_q = log_prob(points)
     known = {"points": points, "log_q": log_q, "log_p": None}
     weighted = None
     if target.log_density is None:
@@ -103,9 +104,9 @@ def measure(
         ):
             reasons[name] = "the target is only draws, so its density is unknown"
     else:
-        log_p = np.asarray(target.log_densities(points))
+        log_p = target.log_densities(points)
         known |= {"log_p": log_p} | importance(log_p - log_q, draws, reasons)
-        weighted = enough(target, guide, key, points, log_p - log_q)
+        weighted = enough(target, guide, log_prob, key, points, log_p - log_q)
         at = ratios(target, log_prob, points, log_p, log_q, reference)
         known |= energies(at, reasons)
         known |= distances(at, reference, divergences, reasons)
@@ -120,7 +121,7 @@ def measure(
     return Figures(**known, labels=target.labels, reasons=reasons)
 
 
-def enough(target, guide, key, points, log_weights) -> quantities.Weighted | None:
+def enough(target, guide, log_prob, key, points, log_weights) -> quantities.Weighted | None:
     """Draws of the guide with their weights, so many that `WANTED_ESS` are effective if can be."""
     if not np.isfinite(log_weights).any():
         return None
@@ -129,8 +130,7 @@ def enough(target, guide, key, points, log_weights) -> quantities.Weighted | Non
     wanted = min(int(WANTED_ESS / share), MOST_WEIGHTED * len(points), room)
     if wanted > len(points) and target.seconds(wanted) < SECONDS:
         points = np.asarray(guide.sample(jax.random.fold_in(key, 1), (wanted,)))
-        log_q = integration.padded(target.batched(guide.log_prob))(points)
-        log_weights = integration.padded(target.log_densities)(points) - log_q
+        log_weights = target.log_densities(points) - log_prob(points)
     return quantities.Weighted(points, log_weights, smoothed(log_weights))
 
 
@@ -189,13 +189,13 @@ def ratios(target, log_prob, points, log_p, log_q, reference) -> Ratios:
     from_p = reference.draws
     if from_p is None:
         return Ratios(equal_weights(points), log_p, log_q, None, None, None)
-    log_q_at_p = integration.padded(log_prob)(from_p.points)
+    log_q_at_p = log_prob(from_p.points)
     if not from_p.exact:
         return Ratios(equal_weights(points), log_p, log_q, from_p, reference.log_p, log_q_at_p)
     start = points[:2000]
     centres = np.concatenate([start.mean(0, keepdims=True), start[:CENTRES]])
-    nodes = integration.integrate(integration.padded(log_prob), centres, 3 * start.std(0)).nodes
-    log_p, log_q = (integration.padded(g)(nodes.points) for g in (target.log_densities, log_prob))
+    nodes = integration.integrate(log_prob, centres, 3 * start.std(0)).nodes
+    log_p, log_q = (g(nodes.points) for g in (target.log_densities, log_prob))
     return Ratios(nodes, log_p, log_q, from_p, reference.log_p, log_q_at_p)
 
 

@@ -28,7 +28,6 @@ import xarray as xr
 
 from vi_demo.correction import Rung
 from vi_demo.diagnostics import Figures
-from vi_demo.divergences import integration
 from vi_demo.divergences.estimators import Estimate
 from vi_demo.divergences.generators import F_DIVERGENCES
 from vi_demo.draws import stored
@@ -148,7 +147,7 @@ def reference_tree(target: Target, reference: Reference, points: np.ndarray) -> 
     """The sub-tree of the reference, of draws (S, d) of equal weight."""
     groups = draws_groups(target, points)
     if target.log_density is not None:
-        groups["sample_stats"] = {"log_p": np.asarray(target.log_densities(points))[None]}
+        groups["sample_stats"] = {"log_p": target.log_densities(points)[None]}
     tree = with_labels(target, groups)
     if reference.modes is not None:
         modes = reference.modes
@@ -205,7 +204,7 @@ def landscape(target: Target, points: np.ndarray) -> xr.Dataset:
     margin = 0.25 * (high - low)
     axes = np.linspace(low - margin, high + margin, GRID, axis=1)
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
-    values = integration.padded(target.log_densities)(grid.reshape(-1, target.dim))
+    values = target.log_densities(grid.reshape(-1, target.dim))
     names = [f"axis_{i}" for i in range(target.dim)]
     return xr.Dataset(
         {"log_p": (names, values.reshape(grid.shape[:-1]))},
@@ -254,7 +253,7 @@ def corrected_tree(target: Target, rung: Rung, draws: int) -> xr.DataTree:
     """The sub-tree of corrected draws, of equal weight, and of their guide where they have one."""
     points = rung.draws(draws)
     groups = draws_groups(target, points)
-    groups["sample_stats"] = {"log_p": np.asarray(target.log_densities(points))[None]}
+    groups["sample_stats"] = {"log_p": target.log_densities(points)[None]}
     tree = with_labels(target, groups)
     if rung.judged is not None:
         tree["guide"] = guide_group(target, rung.judged.fit)

@@ -123,6 +123,6 @@ def stacked_elbo(target: Target, apart: Gaussians) -> Estimate:
     points = apart.draws(STACKED, np.random.default_rng(2))
     flat = points.reshape(-1, points.shape[-1])
     log_q = logsumexp(apart.log_prob(flat), axis=0, b=weights[:, None])
-    values = (np.asarray(target.log_densities(flat)) - log_q).reshape(points.shape[:2])
+    values = (target.log_densities(flat) - log_q).reshape(points.shape[:2])
     error = np.sqrt(weights**2 @ values.var(1) / values.shape[1])
     return Estimate(float(weights @ values.mean(1)), float(error))

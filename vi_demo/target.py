@@ -27,7 +27,7 @@ from numpyro.distributions import constraints
 
 from vi_demo import draws as drawn
 from vi_demo import supports
-from vi_demo.batching import batched, clocked
+from vi_demo.batching import batched, clocked, in_sizes
 from vi_demo.errors import InputError
 from vi_demo.model import CHUNK, Model
 from vi_demo.own_guide import Guide
@@ -114,7 +114,7 @@ class Target:
         if self.log_density is None:
             return 0.0
         number = int(np.clip(AT_ONCE_TIMED // self.all_rows, TIMED[1], TIMED[0]))
-        return clocked(self.log_densities, jnp.zeros((number, self.dim))) / number
+        return clocked(self.batched(self.finite), jnp.zeros((number, self.dim))) / number
 
     def seconds(self, number: int) -> float:
         """About how long so many log densities take."""
@@ -133,12 +133,16 @@ class Target:
     @cached_property
     def log_densities(self) -> Callable[[Array], Array]:
         """`log_density` of many points, (n, d) -> (n,), where not a number counts as -inf."""
-        return self.batched(lambda z: finite_or_minus_inf(self.log_density(z)))
+        return in_sizes(self.batched(self.finite))
+
+    def finite(self, z: Array) -> Array:
+        """`log_density`, where not a number counts as -inf."""
+        return finite_or_minus_inf(self.log_density(z))
 
     @cached_property
     def constrain_all(self) -> Callable[[Array], dict[str, Array]]:
         """`constrain` of many points: each site gets a leading axis."""
-        return self.batched(self.constrain)
+        return in_sizes(self.batched(self.constrain))
 
     @cached_property
     def log_likelihoods(self) -> Callable[[Array], dict[str, Array]]:

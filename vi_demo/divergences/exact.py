@@ -17,6 +17,7 @@ from jax import Array
 from jax.scipy.linalg import solve_triangular
 from numpyro.distributions.kl import kl_divergence
 
+from vi_demo.batching import in_sizes
 from vi_demo.divergences import integration
 from vi_demo.divergences.estimators import Estimate
 from vi_demo.divergences.generators import (
@@ -327,7 +328,7 @@ def quadrature(f: Callable, log_p: Callable, log_q: Callable, dim: int = 1) -> E
     def at(log_density):
         shape = () if dim == 1 else (dim,)
         fn = jax.jit(jax.vmap(lambda x: log_density(x.reshape(shape)).reshape(())))
-        return integration.padded(lambda x: jnp.nan_to_num(fn(x), nan=-jnp.inf))
+        return in_sizes(lambda x: jnp.nan_to_num(fn(x), nan=-jnp.inf))
 
     logs = [at(g) for g in (log_p, log_q)]
     one = [lambda x, g=g: g(x if dim > 1 else x[0]) for g in (log_p, log_q)]

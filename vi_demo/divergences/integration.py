@@ -21,7 +21,6 @@ from vi_demo.divergences.estimators import Draws, Estimate
 NODES = 10  # a cell and dimension
 FINE = 15  # by which the error of those is measured
 NARROWEST = 1e-9  # of a cell at first, out of 2
-SLICES = [256, 1024, 4096, 16384, 65536]  # numbers of points that programs are compiled for
 TOLERANCE = {"float64": 1e-8, "float32": 1e-4}  # relative
 MOST_CELLS = 4000
 NEGLIGIBLE = 1e-16  # of the mass
@@ -168,20 +167,6 @@ def mapped(t: np.ndarray, middle: np.ndarray, scale: np.ndarray) -> tuple[np.nda
         points = middle + scale * t / (1 - t**2)
         log_volume = np.sum(np.log(scale * (1 + t**2)) - 2 * np.log1p(-(t**2)), axis=-1)
     return points, log_volume
-
-
-def padded(fn: Callable) -> Callable:
-    """A compiled function of points (n, d), called with few different n so that few compile."""
-
-    def call(points):
-        values = []
-        for slice_ in np.split(points, np.arange(SLICES[-1], len(points), SLICES[-1])):
-            size = next(s for s in SLICES if s >= len(slice_))
-            full = np.concatenate([slice_, np.repeat(slice_[-1:], size - len(slice_), 0)])
-            values.append(np.asarray(fn(full))[: len(slice_)])
-        return np.concatenate(values)
-
-    return call
 
 
 def unmapped(y: np.ndarray) -> np.ndarray:

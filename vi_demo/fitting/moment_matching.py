@@ -173,7 +173,7 @@ def fitter(
         # In random order, so that the first of them are of all populations.
         order = np.random.default_rng(state.rounds).permutation(len(draws.points))
         points, log_z = draws.points[order], smc.pooled_evidence(tempered).value
-        log_p = np.asarray(target.log_densities(points))
+        log_p = target.log_densities(points)
         new = Batch(points, draws.weights[order], smc.effective_draws(draws), log_p, log_z)
         state = state._replace(particles=(*state.particles, new), short=state.short or short)
         return spend(state, tempered.evaluations)

@@ -121,7 +121,7 @@ def from_file(target: Target, file: str | Path) -> Reference:
     points = mapped(target, given)
     chains = points.reshape(given.chains, -1, target.dim)
     reasons = do_not_mix(chains, target.coordinates)
-    log_p = np.asarray(target.log_densities(points))
+    log_p = target.log_densities(points)
     outside = int((~np.isfinite(log_p)).sum())
     if outside == len(points):
         raise InputError(
@@ -221,7 +221,7 @@ def by_quadrature(target, key, budget, report) -> Reference:
     scale = np.maximum(np.ptp(centres, axis=0), 3 * np.sqrt(np.diag(factor @ factor.T)))
     report("reference", 0.5, "integrating")
     try:
-        integral = integration.integrate(integration.padded(target.log_densities), centres, scale)
+        integral = integration.integrate(target.log_densities, centres, scale)
     except ArithmeticError:
         why = "the posterior may be improper: quadrature found no bounds to its density"
         return Reference("none", False, (why,))
@@ -299,7 +299,7 @@ def by_smc(target, key, budget, report) -> Reference:
         reasons=tuple(reasons),
         remarks=tuple(agreed.unchecked) if target.prior is not None else (),
         draws=draws,
-        log_p=np.asarray(target.log_densities(draws.points)),
+        log_p=target.log_densities(draws.points),
         log_evidence=log_z,
         modes=found,
         routes={"tempered weights": by_weights} | ({"bridge": by_bridge} if by_bridge else {}),
@@ -352,7 +352,7 @@ def by_nuts(target, key, budget, report, deepest=nuts.DEEPEST) -> Reference:
         trusted=not reasons,
         reasons=tuple(reasons),
         draws=draws,
-        log_p=np.asarray(target.log_densities(points)),
+        log_p=target.log_densities(points),
         modes=found,
         evaluations={"log_density": 0, "gradient": chains.gradients},
         **(bridged(target, draws, found) if len(found.masses) == 1 else {}),

@@ -12,7 +12,6 @@ import numpy as np
 from scipy.linalg import solve_triangular
 from scipy.special import gammaln, logsumexp
 
-from vi_demo.divergences import integration
 from vi_demo.divergences.estimators import Draws, Estimate, effective_sample_size, resample
 from vi_demo.target import Target
 
@@ -20,6 +19,7 @@ PROPOSED = 4_096
 TAILS = 5  # degrees of freedom
 ROUNDS = 100
 SETTLED = 1e-8
+LEAST_ERROR = 1e-6
 USABLE = 0.1  # nats, above which a bridge's own error says too little
 SINGULAR = 1e-9  # of a correlation matrix, by which its diagonal is raised
 LEAST = 20  # draws a dimension and place, to make a proposal of
@@ -38,10 +38,7 @@ def bridge(target: Target, draws: Draws, labels: np.ndarray, effective: float) -
         return None
     from_p = resample(Draws(draws.points[rest], normalised(draws.weights[rest])), PROPOSED, seed=1)
     from_g = proposal.draw(PROPOSED, rng)
-    log_density = integration.padded(target.log_densities)
-    ratio_p, ratio_g = (
-        np.asarray(log_density(x)) - proposal.log_prob(x) for x in (from_p, from_g)
-    )
+    ratio_p, ratio_g = (target.log_densities(x) - proposal.log_prob(x) for x in (from_p, from_g))
     if not np.isfinite(ratio_p).all():
         return None
     number = min(effective / 2, PROPOSED)
@@ -76,13 +73,16 @@ def relative_variance(log_terms: np.ndarray) -> float:
 
 
 def both(first: Estimate, second: Estimate | None) -> Estimate:
-    """What two routes say together, with an error that covers what they differ by."""
+    """What two routes say together: their mean by precision, with its error.
+
+    Where they differ by more than their errors explain, that is raised by Birge's ratio.
+    """
     if second is None or not second.mcse < USABLE:
         return first
-    precise = [1 / max(e.mcse, 1e-6) ** 2 for e in (first, second)]
-    value = np.average([first.value, second.value], weights=precise)
-    apart = abs(first.value - second.value) / 2
-    return Estimate(float(value), float(max(sum(precise) ** -0.5, apart)))
+    errors = np.maximum([first.mcse, second.mcse], LEAST_ERROR)
+    value = np.average([first.value, second.value], weights=errors**-2.0)
+    ratio = abs(first.value - second.value) / np.hypot(*errors)
+    return Estimate(float(value), float(max(1.0, ratio) / np.sqrt(np.sum(errors**-2.0))))
 
 
 class Proposal(NamedTuple):

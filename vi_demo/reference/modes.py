@@ -79,7 +79,7 @@ def find(target: Target, draws: Draws, factor: np.ndarray, seed: int, others=Non
     locations = np.array([polish(target, ends[top], factor) for top in tops])
     return Modes(
         locations=locations,
-        log_density=np.asarray(target.log_densities(jnp.asarray(locations))),
+        log_density=target.log_densities(jnp.asarray(locations)),
         masses=tuple(masses[k] for k in kept),
         ends=ends,
         labels=rank[labels],
@@ -226,9 +226,5 @@ def joined(target: Target, ends: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Which ends (n, d) are joined to the others, (n, d) or (d,), with no valley between."""
     along = np.linspace(0, 1, ALONG)[:, None, None]
     path = ends + along * (others - ends)
-    n, dim = len(ends), path.shape[-1]
-    padded = np.zeros((ALONG, -(-n // 128) * 128, dim))  # few shapes, so that few are compiled
-    padded[:, :n] = path
-    heights = np.asarray(target.log_densities(jnp.asarray(padded.reshape(-1, dim))))
-    heights = heights.reshape(ALONG, -1)[:, :n]
+    heights = target.log_densities(path.reshape(-1, path.shape[-1])).reshape(ALONG, -1)
     return heights.min(0) >= np.minimum(heights[0], heights[-1]) - VALLEY

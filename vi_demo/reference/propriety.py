@@ -28,7 +28,7 @@ def does_not_fall(target: Target, draws: np.ndarray | None = None) -> list[str]:
     if draws is not None:
         ways = np.concatenate([ways, farthest(np.asarray(draws), frame)])
     near, far = OUTWARD
-    log_p = [np.asarray(target.log_densities(jax.vmap(frame.out)(r * ways))) for r in (near, far)]
+    log_p = [target.log_densities(jax.vmap(frame.out)(r * ways)) for r in (near, far)]
     low = float(target.log_densities(frame.shift[None])[0]) - NEGLIGIBLE
     falls = (log_p[0] < low) & (log_p[1] < low)
     falls |= ~np.isfinite(log_p[1]) | (log_p[1] < log_p[0] - np.log(far / near) - 1e-6)
