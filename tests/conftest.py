@@ -22,7 +22,16 @@ BUDGET = 20.0  # seconds for a reference to grow in
 
 # Files stay on one worker each, so that what their tests share is made once: longest first.
 LONGEST = (
-    *("known_answers", "cli", "notebooks", "fitting", "reference", "saved", "divergences"),
+    *(
+        "known_answers",
+        "cli",
+        "notebooks",
+        "fitting",
+        "guides",
+        "reference",
+        "saved",
+        "divergences",
+    ),
     *("target", "estimators", "applied", "panel"),
 )
 

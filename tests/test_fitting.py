@@ -60,8 +60,7 @@ class TestFamilies:
         loc = jnp.array([1.0, -2.0, 3.0])
         guide = family.distribution(family.init(loc, 0.1))
         np.testing.assert_allclose(guide.mean, loc, rtol=1e-12)
-        components = int(name.partition(":")[2] or 1)
-        widest = 0.01 if components == 1 else 0.1
+        widest = 0.01 if family.components == 1 else 0.1
         assert np.all(guide.variance >= 0.01 - 1e-12) and np.all(guide.variance <= widest + 1e-12)
 
     def test_draws_are_of_the_guide(self, name):
@@ -78,11 +77,15 @@ class TestFamilies:
     def test_closed_form_fit_is_the_most_likely(self, name):
         """No step away from the fit raises the weighted likelihood."""
         family = guides.family(name)
+        if family.judged:
+            pytest.skip("its fit ends before that, where held-out draws say")
         rng = np.random.default_rng(0)
         draws = jnp.asarray(rng.normal(size=(500, 3)) @ rng.normal(size=(3, 3)))
         weights = jnp.asarray(rng.dirichlet(np.ones(500)))
         slope = jax.grad(lambda p: weights @ family.distribution(p).log_prob(draws))
-        exact = ":" not in name  # two components of one Gaussian are found step by small step
+        exact = (
+            family.components == 1
+        )  # two components of one Gaussian are found step by small step
         for leaf in jax.tree.leaves(slope(family.fit(draws, weights))):
             np.testing.assert_allclose(leaf, 0.0, atol=1e-10 if exact else 0.05)
 
@@ -115,9 +118,12 @@ def test_widths_of_a_correlated_gaussian(fitted, divergence, guide, sd, toleranc
     np.testing.assert_allclose(np.sqrt(fit.guide.variance), sd, atol=tolerance)
 
 
-@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl"])
-def test_full_rank_finds_the_correlation(fitted, divergence):
-    covariance = fitted(divergence, "full_rank").guide.covariance_matrix
+@pytest.mark.parametrize(
+    ("divergence", "guide"),
+    [("reverse_kl", "full_rank"), ("forward_kl", "full_rank"), ("reverse_kl", "low_rank:1")],
+)
+def test_the_correlation_is_found(fitted, divergence, guide):
+    covariance = fitted(divergence, guide).guide.covariance_matrix
     np.testing.assert_allclose(covariance, CORRELATED, atol=0.04)
 
 

@@ -21,7 +21,7 @@ from vi_demo.divergences import described
 from vi_demo.errors import InputError, MixedPrecision
 
 FITS = ("reverse_kl", "forward_kl")  # unless others are asked for
-GUIDES = ("diagonal", "full_rank", "mixture:K", "own")
+GUIDES = ("diagonal", "full_rank", "low_rank:K", "mixture:K", "flow", "own")
 REFERENCES = ("auto", "quadrature", "smc", "nuts", "none")
 DATA = "csv, json, npz, netCDF, zarr or Parquet; names = model arguments."
 CACHE_SWITCH = "VI_DEMO_CACHE"

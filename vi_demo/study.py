@@ -254,11 +254,11 @@ def family_for(target: Target, guide: str) -> tuple[guides.Family, tuple[str, ..
     if target.parameters:
         names = ", ".join(target.parameters)
         remarks += (f"learned by SVI first, and held in what follows: {names}",)
-    if guide == "full_rank" and target.dim > guides.MOST_FULL_RANK:
+    if guide in guides.WITH_WHOLE_MATRIX and target.dim > guides.MOST_FULL_RANK:
         numbers = target.dim * (target.dim + 3) // 2
         remarks += (
-            f"full_rank would have {numbers:,} numbers in {target.dim:,} dimensions: diagonal was "
-            "fitted",
+            f"{guide} would have {numbers:,} numbers or more in {target.dim:,} dimensions: "
+            "diagonal was fitted, and low_rank:5 can be",
         )
         family = guides.family("diagonal")
     return family, remarks

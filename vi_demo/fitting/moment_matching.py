@@ -10,7 +10,9 @@ the guide cannot carry such draws, more SMC populations take its place.
 The stopping rule. It has settled when the effective draws are enough for an error of
 KL(q*‖q) ≈ parameters / (2·ESS) ≤ `TOLERANCE` nats and of `MEAN_ERROR` posterior sds in each
 mean (`MEAN_ERROR_TOLERATED` on SMC's draws, and after the last round), and the last round brought
-draws and improved the likelihood by no more than that noise explains.
+draws and improved the likelihood by no more than that noise explains. Of a fit that held-out
+draws judge, the parameters are those of its mean and covariance alone, the rest being in their
+hands, and a round may improve it by `TOLERANCE`.
 """
 
 from __future__ import annotations
@@ -125,12 +127,8 @@ def fitter(
         return points, log_masses - family.distribution(params).log_prob(points)
 
     @jax.jit
-    def improve(points, weights, old):
-        params = family.fit(points, weights, old)
-        if old is None:
-            return params, jnp.inf
-        log_q = [family.distribution(p).log_prob(points) for p in (params, old)]
-        return params, weights @ (log_q[0] - log_q[1])
+    def likelihood(params, points, weights):
+        return weights @ family.distribution(params).log_prob(points)
 
     # With so many rows SMC is out of reach; then the curvature is nearly all there is to find.
     slow = target.draws is None and smc.seconds(target, smc.PARTICLES * RUNS) > SECONDS
@@ -214,16 +212,19 @@ def fitter(
 
     def refit(state):
         points, weights = filled_up(*together(state)[:2])
-        params, gain = improve(points, weights, state.params)
+        params = family.fit(points, weights, state.params)
         if not all(jnp.isfinite(p).all() for p in params.values()):
             return state._replace(params=state.params or of_the_climbs(), failed=True)
-        # The first round has nothing to compare with, and a refused one brought nothing new.
-        gain = np.inf if state.params is None or state.refused else float(gain)
+        gain = np.inf  # the first round has nothing to compare with, a refused one nothing new
+        if state.params is not None and not state.refused:
+            gain = float(likelihood(params, points, weights))
+            gain -= float(likelihood(state.params, points, weights))
         source = "guide" if state.rounds == 1 else state.source
         return state._replace(params=params, gain=gain, source=source)
 
     def noise(state):
-        return number_of_parameters(state.params) / (2 * state.ess)
+        moments = target.dim * (target.dim + 3) // 2
+        return (moments if family.judged else number_of_parameters(state.params)) / (2 * state.ess)
 
     def record(state):
         row = {"ess": state.ess, "khat": state.khat, **state.params}
@@ -243,13 +244,15 @@ def fitter(
         if last and state.short and (alone or not state.weighted):
             return Assessment("stopped", 1.0, text)
         enough = noise(state) <= TOLERANCE and state.ess >= 1 / error**2
-        if enough and state.gain < 3 * noise(state):
+        little = max(3 * noise(state), TOLERANCE if family.judged else 0.0)
+        if enough and state.gain < little:
             return Assessment("converged", 1.0, text)
         if last:
             return Assessment("stopped", 1.0, text)
         return Assessment(None, state.rounds / MAX_ROUNDS, text)
 
     def finish(state):
+        error = {} if family.judged else {"error": noise(state)}
         tail = {"khat": state.khat} if np.isfinite(state.khat) else {}  # none on SMC's draws
         return {
             "params": state.params,
@@ -258,7 +261,7 @@ def fitter(
             "notes": (
                 *filter(None, (state.short, COINCIDE if state.failed and not state.short else "")),
             ),
-            "measured": {"ess": state.ess, "error": noise(state)} | tail,
+            "measured": {"ess": state.ess} | error | tail,
             "draws": None if target.log_density is None else draws_of_target(*together(state)),
         }
 

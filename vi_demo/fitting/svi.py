@@ -37,7 +37,7 @@ from vi_demo.own_guide import Guide
 from vi_demo.target import Target, finite_or_minus_inf
 
 STARTS = 8
-PARTICLES = 8
+PARTICLES = 8  # of the user's own guide; a family says how many suit it
 CHUNK = 100
 RECORDED = 10  # points of the path kept from a chunk
 RATES = (0.1, 0.025, 0.00625)
@@ -110,6 +110,7 @@ class Problem(NamedTuple):
     doubt: Callable[[dict], str | None]
     frame: Frame | None
     spent: dict[str, int]  # before it begins
+    particles: int  # draws of the guide that a step averages over
 
 
 def of_family(target: Target, family: Family, learned: bool = False) -> Problem:
@@ -165,12 +166,12 @@ def of_family(target: Target, family: Family, learned: bool = False) -> Problem:
         q = family.distribution({k: params[k] for k in sites})
         return here.not_finite_at(q.sample(jax.random.key(0), (4096,)))
 
-    elbo = Trace_ELBO(num_particles=PARTICLES)
+    elbo = Trace_ELBO(num_particles=family.particles)
     own_sites = sites | {k: k for k in theta}
     own_scale = frame if scaled else None
     svi = partial(SVI, model, guide, loss=elbo)
     spent = starts.evaluations(target)
-    return Problem(svi, begin, own_sites, values, doubt, own_scale, spent)
+    return Problem(svi, begin, own_sites, values, doubt, own_scale, spent, family.particles)
 
 
 def parameter(name: str, value):
@@ -218,7 +219,7 @@ def of_guide(target: Target, guide: Guide) -> Problem:
 
     svi = partial(SVI, *pair, loss=guide.elbo(PARTICLES))
     nothing = {"log_density": 0, "gradient": 0}
-    return Problem(svi, begin, {k: k for k in params}, values, doubt, None, nothing)
+    return Problem(svi, begin, {k: k for k in params}, values, doubt, None, nothing, PARTICLES)
 
 
 class State(NamedTuple):
@@ -373,7 +374,8 @@ def fitter(problem: Problem) -> Fitter:
             "evaluations": {
                 "log_density": problem.spent["log_density"]
                 + len(elbos) * (chunks + 1) * BASE_DRAWS,
-                "gradient": problem.spent["gradient"] + len(elbos) * PARTICLES * CHUNK * chunks,
+                "gradient": problem.spent["gradient"]
+                + len(elbos) * problem.particles * CHUNK * chunks,
             },
             "restarts": jax.device_get(
                 {"elbo": elbos, "steps": every.steps, **recorded(every.best)}
