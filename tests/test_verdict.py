@@ -272,3 +272,13 @@ def test_heavy_tailed_evidence_has_an_honest_error(k):
 def test_weights_without_a_mean_give_no_evidence():
     rng = np.random.default_rng(2)
     assert importance_evidence(-1.5 * np.log(rng.uniform(size=10_000))) is None
+
+
+def test_chains_that_stay_apart_do_not_tell_what_a_mode_holds():
+    """Modes of an untrusted NUTS reference condemn nothing; those of SMC do, without its draws."""
+    half = figures(missed=(0.5,), own_distance=0.05)
+    doubts = ("its chains do not mix",)
+    assert judge(half, "converged", "nuts", doubts, "reverse_kl").verdict == "cannot tell"
+    found = judge(half, "converged", "smc", doubts, "reverse_kl")
+    assert found.verdict == "unreliable"
+    assert "reference's draws" not in found.advice

@@ -104,8 +104,10 @@ def ruling(
         blind = "there is no reference, so a missed mode would go unseen"
         doubt = (": ".join(filter(None, (blind, "; ".join(doubts)))),)
     unsettled = ("the fit stopped before it settled",) if status == "stopped" else ()
-    if sum(figures.missed) >= MISSED_MASS[1]:
-        advice = ADVICE["missed_forward" if fit == "forward_kl" else "missed"]
+    # Chains that stay apart do not tell how much each mode holds.
+    if sum(figures.missed) >= MISSED_MASS[1] and not (doubt and method == "nuts"):
+        advice = "missed_forward" if fit == "forward_kl" else "missed"
+        advice = ADVICE["weights" if doubt else advice]
         return Verdict("unreliable", (*missed, *(() if doubt else wrong), *doubt), advice)
     if method == "draws" and figures.log_p is None:
         return by_draws_alone(wrong, unsettled)

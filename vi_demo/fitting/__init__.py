@@ -23,6 +23,7 @@ from vi_demo.fitting.runner import Fit, Report, silent
 from vi_demo.guides import Family
 from vi_demo.target import Target
 
+GAUSSIAN = "diagonal", "full_rank"
 DEFAULT = ("reverse_kl", "forward_kl")
 
 # What `APPROXIMATIONS` names: how each is fitted, and why it may not be.
@@ -65,10 +66,10 @@ def refuse(name: str, target: Target, family: Family) -> None:
     objectives.refuse(name, target)
     if name not in FITTERS:
         return
-    if family.components > 1:
+    if family.name not in GAUSSIAN:
         raise InputError(
-            f"{name} is one Gaussian, and {family.name} several; choose --guide full_rank or "
-            "diagonal, or leave it out."
+            f"{name} is one Gaussian and no {family.name}; choose --guide full_rank or diagonal, "
+            "or leave it out."
         )
     FITTERS[name].refuse(target)
 

@@ -45,7 +45,8 @@ PATIENCE = 2
 TOLERANCE = 0.002  # nats
 LOOKS = 16  # of the base draws are looked at twice
 BASE_DRAWS = 1024  # of the guide, for its ELBO
-MOST_RECORDED = 100_000  # numbers of a parameter
+MOST_RECORDED = 20_000  # numbers of all parameters, at a point of the way
+MOST_OF_STARTS = 1_000_000  # and of all starts, where they ended
 MAX_STEPS = 20_000
 
 
@@ -378,7 +379,7 @@ def fitter(problem: Problem) -> Fitter:
                 + len(elbos) * problem.particles * CHUNK * chunks,
             },
             "restarts": jax.device_get(
-                {"elbo": elbos, "steps": every.steps, **recorded(every.best)}
+                {"elbo": elbos, "steps": every.steps, **recorded(every.best, MOST_OF_STARTS)}
             ),
             "notes": tuple(skipped_steps(problem, every, CHUNK * chunks)),
         }
@@ -386,9 +387,10 @@ def fitter(problem: Problem) -> Fitter:
     return Fitter("svi", init, advance, assess, finish, problem.frame)
 
 
-def recorded(params: dict) -> dict:
+def recorded(params: dict, most: int = MOST_RECORDED) -> dict:
     """The parameters whose way is kept: a family's, not the weights of networks."""
-    return {k: v for k, v in params.items() if isinstance(v, Array) and v.size <= MOST_RECORDED}
+    arrays = {k: v for k, v in params.items() if isinstance(v, Array)}
+    return arrays if sum(v.size for v in arrays.values()) <= most else {}
 
 
 def skipped_steps(problem: Problem, every: State, steps: int) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ COLOURS = {
     "cannot tell": "magenta",
 }
 WIDTH = 80
+QUIET = 30.0  # seconds between two lines of one phase
 MOST_COORDINATES = 20  # of a guide, shown
 MOST_PAIRS = 6
 
@@ -56,12 +58,13 @@ def progress(quiet: bool) -> Iterator[Callable[[str, float, str], None]]:
 
 
 def lines(console: Console) -> Callable[[str, float, str], None]:
-    """A line when a phase begins, for logs."""
-    seen: set[str] = set()
+    """A line when a phase begins, and one now and then while it goes on, for logs."""
+    last: dict[str, float] = {}
 
     def report(phase: str, share: float, text: str) -> None:
-        if phase not in seen:
-            seen.add(phase)
+        now = time.monotonic()
+        if now - last.get(phase, -np.inf) > QUIET:
+            last[phase] = now
             console.print(f"{spoken(phase)}: {text}", highlight=False)
 
     return report

@@ -253,7 +253,7 @@ def by_smc(target, key, budget, report) -> Reference:
     wanted = smc.seconds(target, particles * RUNS)
     if wanted > 3 * given:
         why = f"with so many rows SMC would take about {wanted:,.0f} seconds (see --budget)"
-        return by_nuts_instead(target, nuts_key, budget, report, why)
+        return by_nuts_instead(target, nuts_key, given, report, why)
     while True:
         round_began = time.perf_counter()
         tempered = smc.temper(
@@ -270,7 +270,7 @@ def by_smc(target, key, budget, report) -> Reference:
         particles *= 2
     if not tempered.finished:
         stopped = f"SMC had not reached the target after {tempered.temperatures} temperatures"
-        return by_nuts_instead(target, nuts_key, budget, report, stopped)
+        return by_nuts_instead(target, nuts_key, given, report, stopped)
     report("reference", 0.75, "chains of NUTS to check it by")
     deepest, too_long = nuts.affordable(target, NUTS_SHARE * given)
     chains = nuts.sample(target, nuts_key, deepest) if deepest else None
