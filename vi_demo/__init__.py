@@ -12,6 +12,7 @@ os.environ.setdefault("JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS", "1")
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "calibration": ["calibrate"],
         "errors": ["InputError"],
         "results": ["load", "save", "summary"],
         "preflight": ["check"],

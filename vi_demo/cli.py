@@ -248,6 +248,78 @@ def run(model, data, fits, out, as_json, quiet, strict, debug, **settings) -> in
 @click.option(
     "--data", metavar="FILE", help="csv, json, npz, netCDF, zarr or Parquet; names = arguments."
 )
+@click.option(
+    "--fit",
+    metavar="NAME",
+    default="reverse_kl",
+    show_default=True,
+    help="reverse_kl or forward_kl.",
+)
+@click.option(
+    "--guide",
+    metavar="NAME",
+    default="full_rank",
+    show_default=True,
+    help="diagonal or full_rank.",
+)
+@click.option(
+    "--refits",
+    type=click.IntRange(min=20),
+    default=200,
+    show_default=True,
+    help="Data sets simulated and fitted.",
+)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
+@click.option(
+    "--out", metavar="DIR", help="Folder of the results.  [default: runs/<model>-calibration]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON, nothing else.")
+@click.option("--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def calibrate(model, data, out, as_json, quiet, debug, **settings) -> None:
+    """Say whether fits of MODEL to simulated data hold the truth as often as they claim.
+
+    Parameters are drawn from the prior, data given them; each data set is fitted, and the truth
+    ranked among draws of the fit (simulation-based calibration). What is found holds on average
+    over the prior. MODEL as in `vi-demo run`, with a proper prior on every site.
+    """
+    from vi_demo import loading, results
+    from vi_demo.pictures import terminal
+
+    ask_for_double()
+    aside = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+    with aside, terminal.progress(quiet) as report:
+        of_draws = drawn.is_file(model)
+        loaded = model if of_draws else loading.load(model, data)
+        name = Path(model).stem if of_draws else loaded.name
+        out = Path(out or Path("runs") / f"{name}-calibration")
+        results.check_folder(out)
+        prepare_jax()
+        from vi_demo import calibration
+
+        tree = in_either_precision(
+            calibration.calibrate, loaded, data if of_draws else None, report=report, **settings
+        )
+        report("save", 0.0, "drawing")
+        from vi_demo.pictures import calibration as pictures
+        from vi_demo.pictures import figures
+
+        writers = results.files(tree, results.CALIBRATION, results.CALIBRATION_SUMMARY)
+        picture = pictures.calibration_figure(tree)
+        if picture is not None:
+            writers["calibration.png"] = lambda path: figures.save(picture, path)
+        results.write(out, writers)
+    if as_json:
+        click.echo(tree.attrs["summary"])
+    elif not quiet:
+        pictures.show(results.summary(tree), out)
+
+
+@vi_demo.command()
+@click.argument("model")
+@click.option(
+    "--data", metavar="FILE", help="csv, json, npz, netCDF, zarr or Parquet; names = arguments."
+)
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def check(model, data, debug) -> None:
     """Say what MODEL is made of and which divergences can be fitted to it.

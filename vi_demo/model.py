@@ -85,6 +85,35 @@ class Unseen(Messenger):
             msg["fn"] = msg["fn"].mask(False)
 
 
+class Observed(Messenger):
+    """A handler under which observed sites have these values in place of their own."""
+
+    def __init__(self, fn: Callable, values: Mapping[str, Array]):
+        self.values = values
+        super().__init__(fn)
+
+    def process_message(self, msg):
+        """Give an observed site its value."""
+        if msg["type"] == "sample" and msg["name"] in self.values:
+            msg["value"] = self.values[msg["name"]]
+
+
+class Drawn(Messenger):
+    """A handler under which observed sites are drawn, in the shapes that they were observed in."""
+
+    def __init__(self, fn: Callable, shapes: Mapping[str, tuple[int, ...]]):
+        self.shapes = shapes
+        super().__init__(fn)
+
+    def process_message(self, msg):
+        """Forget what was observed; entries that share one distribution are drawn one by one."""
+        if msg["type"] == "sample" and msg["name"] in self.shapes:
+            shape = self.shapes[msg["name"]]
+            batch = shape[: len(shape) - msg["fn"].event_dim]
+            msg["fn"] = msg["fn"].expand(np.broadcast_shapes(batch, msg["fn"].batch_shape))
+            msg["value"], msg["is_observed"] = None, False
+
+
 class Model:
     """A NumPyro model with its data; everything a target has, as functions of z in R^d.
 
@@ -136,6 +165,13 @@ class Model:
         held = copy(self)
         held.parameters, held.held = {}, {**self.held, **parameters}
         return held
+
+    def observing(self, values: Mapping[str, Array]) -> Model:
+        """The same model with these values of its observed sites, which JAX may trace."""
+        other, model = copy(self), self._model
+        other._model = lambda **data: Observed(partial(model, **data), values)()
+        other.observed = dict(values)
+        return other
 
     @property
     def learned(self) -> dict:
@@ -334,10 +370,19 @@ class Model:
 
     def draw_prior(self, key: Array) -> Array:
         """One draw of the prior, on R^d."""
-        run = handlers.seed(self._with(self.all_rows, None, seeded=False), key)
+        return self._drawn(self.all_rows, key)[0]
+
+    def draw_joint(self, key: Array) -> tuple[Array, dict[str, Array]]:
+        """One draw of the prior, on R^d, and of the observed sites given it."""
+        shapes = {k: value.shape for k, value in self.observed.items()}
+        z, trace = self._drawn(Drawn(self.all_rows, shapes), key)
+        return z, {k: trace[k]["value"] for k in shapes}
+
+    def _drawn(self, model, key):
+        run = handlers.seed(self._with(model, None, seeded=False), key)
         trace = handlers.trace(run).get_trace()
         values = {k: biject_to(trace[k]["fn"].support).inv(trace[k]["value"]) for k in self.latent}
-        return jnp.concatenate([jnp.ravel(values[k]) for k in self.latent])
+        return jnp.concatenate([jnp.ravel(values[k]) for k in self.latent]), trace
 
     def inputs(self, z: Array, name: str) -> str:
         """The distribution at a site when the others are at z, with the values it is given."""

@@ -11,7 +11,7 @@ import numpy as np
 import numpyro.distributions as dist
 
 from vi_demo.errors import InputError, MixedPrecision, place_of, text_of
-from vi_demo.sites import innermost
+from vi_demo.sites import has_density, innermost
 
 
 def refuse_misfit(model: Callable, data: Mapping, name: str) -> None:
@@ -69,6 +69,66 @@ def refuse_unusable(name: str, trace: Mapping, latent: Mapping, discrete: Mappin
             )
     if discrete:
         _refuse_loose_batches(name, trace, next(iter(discrete)))
+
+
+def refuse_unsimulated(model) -> None:
+    """A `Model` whose parameters and data cannot be drawn anew from its prior."""
+    name = model.name
+    if model.subsampled:
+        raise InputError(
+            f"{name}: plate '{next(iter(model.subsampled))}' takes some of its rows at a time, "
+            "and a calibration refits whole data sets; leave subsample_size out."
+        )
+    for k in {**model.parameters, **model.held}:
+        raise InputError(
+            f"{name}: numpyro.param '{k}' has no prior to draw from; make it a numpyro.sample."
+        )
+    for k, site in model.latent.items():
+        if not has_density(site["fn"]):
+            raise InputError(
+                f"{name}: site '{k}' has no proper prior that parameters could be drawn from; "
+                "give it one, such as dist.Normal(0, 10)."
+            )
+    if not model.observed:
+        raise InputError(
+            f"{name}: no site is observed, so there are no data to simulate; give the likelihood "
+            "as numpyro.sample(..., obs=...)."
+        )
+    for k, site in model.given.items():
+        if k not in model.observed:
+            raise InputError(
+                f"{name}: '{k}' is a numpyro.factor, which data cannot be simulated from; give "
+                "the likelihood as numpyro.sample(..., obs=...)."
+            )
+        if site.get("_control_flow_done"):
+            raise InputError(
+                f"{name}: site '{k}' is observed inside scan, where data cannot be simulated; "
+                "observe it outside, given all steps."
+            )
+    for k, site in {**model.latent, **model.discrete, **model.given}.items():
+        if site["scale"] is not None:
+            raise InputError(
+                f"{name}: the density of site '{k}' is scaled, so its draws are not those of the "
+                "model; leave numpyro.handlers.scale out."
+            )
+    _refuse_other_shapes(model)
+
+
+def _refuse_other_shapes(model) -> None:
+    """Observed sites that cannot be drawn, or not in the shape that they were observed in."""
+    try:
+        _, drawn = jax.eval_shape(model.draw_joint, model.key)
+    except Exception as error:
+        raise InputError(
+            f"{model.name}: data cannot be simulated: {where(error)}; use distributions that can "
+            "be sampled."
+        ) from error
+    for k, value in drawn.items():
+        if value.shape != model.observed[k].shape:
+            raise InputError(
+                f"{model.name}: data simulated at site '{k}' have shape {value.shape}, those "
+                f"observed {model.observed[k].shape}; give obs the shape of its distribution."
+            )
 
 
 def _refuse_loose_batches(name: str, trace: Mapping, summed: str) -> None:

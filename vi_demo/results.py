@@ -18,6 +18,8 @@ SCHEMA = 1  # of what is written; whatever is older can be read
 
 POSTERIOR = "posterior.nc"
 SUMMARY = "summary.json"
+CALIBRATION = "calibration.nc"
+CALIBRATION_SUMMARY = "calibration.json"
 
 
 def summary(run: xr.DataTree) -> dict:
@@ -50,12 +52,20 @@ def save(
 
     `pictures` are more files by name, each a function that writes to the path it is given.
     """
-    folder = Path(folder)
-    writers = {
-        POSTERIOR: lambda path: run.to_netcdf(path, engine="h5netcdf"),
-        SUMMARY: lambda path: path.write_text(run.attrs["summary"] + "\n", encoding="utf-8"),
-        **(pictures or {}),
+    return write(folder, files(run, POSTERIOR, SUMMARY) | (pictures or {}))
+
+
+def files(run: xr.DataTree, tree: str, figures: str) -> dict[str, Callable]:
+    """The writers of a tree, and of the summary that it holds, by the names of their files."""
+    return {
+        tree: lambda path: run.to_netcdf(path, engine="h5netcdf"),
+        figures: lambda path: path.write_text(run.attrs["summary"] + "\n", encoding="utf-8"),
     }
+
+
+def write(folder: str | Path, writers: dict[str, Callable]) -> Path:
+    """Write files, each by a function of its path, and put them in place once all are whole."""
+    folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as fresh:

@@ -31,6 +31,7 @@ from vi_demo.batching import batched, clocked, in_sizes
 from vi_demo.errors import InputError
 from vi_demo.model import CHUNK, Model
 from vi_demo.own_guide import Guide
+from vi_demo.refusals import refuse_unsimulated
 from vi_demo.sites import entry_names, unravel
 
 BATCH = 1024  # points evaluated at once, at most
@@ -46,6 +47,15 @@ class Start(NamedTuple):
 
     draw: Callable[[Array], Array]
     log_density: Callable[[Array], Array]
+
+
+class Simulation(NamedTuple):
+    """Other data that a model might have had: `draw(key)` gives a draw z of the prior with the
+    observed sites given it, by name, and `given` the target that the model is on such data.
+    """
+
+    draw: Callable[[Array], tuple[Array, dict[str, Array]]]
+    given: Callable[[Mapping], Target]
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +105,7 @@ class Target:
     joint: Callable[[Array, Mapping], Array] | None = None
     given: Callable[[Mapping], Target] | None = None
     own_guide: Callable[[Callable], Guide] | None = None
+    simulation: Callable[[], Simulation] | None = None
     rows: int = 1
     all_rows: int = 1
     chunked: bool = False
@@ -333,6 +344,12 @@ class Target:
         in each of them.
         """
         log_density = jax.jit(read.log_density)
+
+        def simulation():
+            refuse_unsimulated(read)
+            given = lambda data: cls._of(read.observing(data), **labels)  # noqa: E731
+            return Simulation(read.draw_joint, given)
+
         return cls(
             name=read.name,
             dim=read.dim,
@@ -349,6 +366,7 @@ class Target:
             inputs=read.inputs,
             about=read.about,
             own_guide=lambda guide: Guide(read, guide),
+            simulation=simulation,
             discrete=read.draw_discrete if read.discrete and read.drawable else None,
             estimate=read.estimate if read.subsampled else None,
             parameters=read.parameters,
