@@ -219,11 +219,11 @@ def summary_of(target: Target, found: Refits, normalised: dict, settings: dict) 
         "observed": {"elbo": found.elbo[0], "converged": bool(found.converged[0])},
         "entries": entries,
         "findings": findings,
-        "doubts": doubts(counts),
+        "doubts": doubts(counts, settings["fit"]),
     }
 
 
-def doubts(counts: dict[str, int]) -> list[str]:
+def doubts(counts: dict[str, int], fit: str) -> list[str]:
     """What the refits themselves leave open."""
     said = []
     if counts["not_finite"]:
@@ -237,5 +237,10 @@ def doubts(counts: dict[str, int]) -> list[str]:
         said.append(
             f"{counts['not_converged']} of {counts['asked']} refits did not converge; their ranks "
             "count all the same"
+        )
+    if fit == "forward_kl":
+        said.append(
+            "forward KL is by importance weights from around the reverse fit, without a run's "
+            "SMC: a neck or a mode that they miss shows as a guide too narrow"
         )
     return said

@@ -12,10 +12,11 @@ The convergence check. A fit has converged when ½|g|² + ¼‖M‖², the nats 
 gain, is at most `TOLERANCE` on its own draws, and at most `MISSED` on fresh ones, where two halves
 are multiplied so that noise adds nothing on average.
 
-Forward KL. From there on, rounds of importance sampling: a Student-t of the guide's mean and
-covariance, inflated, is the proposal, and truncated weights (Ionides 2008,
-doi:10.1198/106186008X320456) give the next ones. The last round's weights are Pareto-smoothed and
-refused where their k-hat is above 0.7 or they are worth fewer than `LEAST_ESS` draws.
+Forward KL. From there on, rounds of importance sampling: the proposal is a mixture of inflated
+Student-t, each component moved to the truncated weights' (Ionides 2008,
+doi:10.1198/106186008X320456) mean and covariance of its share of the draws (Cappé et al. 2008,
+doi:10.1007/s11222-008-9059-x). The last round's weights are Pareto-smoothed and taken for not
+converged where their k-hat is above 0.7 or they are worth fewer than `LEAST_ESS` draws.
 """
 
 from __future__ import annotations
@@ -45,8 +46,9 @@ MOST_STEPS = 400
 LONGEST = 1.0  # step, in sds
 TOLERANCE = 1e-4  # nats
 MISSED = 0.02
-ROUNDS = 6  # of importance sampling
-WEIGHED = 4096, 16_384  # draws of a round, and of the last
+COMPONENTS = 16  # of a proposal, a power of two
+ROUNDS = 16  # of importance sampling
+WEIGHED = 8192, 32_768  # draws of a round, and of the last
 TAILS = 5  # degrees of freedom, a whole number
 INFLATED = 1.2
 LEAST_ESS = 400.0
@@ -239,29 +241,44 @@ def turned(factor: Array, bend: Array) -> Array:
 def weighed(
     target: Target, mean: Array, factor: Array, some: Array, last: Array
 ) -> tuple[Array, Array]:
-    """Draws (n, d) around a posterior and their log weights, from a few adaptive rounds."""
+    """Draws (n, d) around a posterior and their log weights, from a few adaptive rounds.
 
-    def propose(mean, factor, noise):
-        # χ² is a sum of squares.
+    Proposals are mixtures, as one ellipse does not follow a posterior that bends or narrows; each
+    round is a step of their EM on weighted draws.
+    """
+
+    def propose(means, factors, noise):
+        # χ² is a sum of squares; stretches of a quasi-random sequence are one too.
         t = noise[:, TAILS:] / jnp.sqrt((noise[:, :TAILS] ** 2).mean(-1, keepdims=True))
-        points = mean + INFLATED * t @ factor.T
-        q = dist.MultivariateStudentT(TAILS, mean, INFLATED * factor)
+        strata = t.reshape(COMPONENTS, -1, mean.size)
+        points = means[:, None] + INFLATED * jnp.einsum("kni,kji->knj", strata, factors)
+        points = points.reshape(-1, mean.size)
+        log_each = jax.vmap(
+            lambda m, f: dist.MultivariateStudentT(TAILS, m, INFLATED * f).log_prob(points)
+        )(means, factors)
+        log_q = jax.scipy.special.logsumexp(log_each, 0) - jnp.log(COMPONENTS)
         log_p = in_slices(target.log_density, points, target.batch)
-        return points, finite_or_minus_inf(log_p - q.log_prob(points))
+        return points, finite_or_minus_inf(log_p - log_q), log_each
 
     def adapt(_, state):
-        mean, factor = state
-        points, log_weights = propose(mean, factor, some)
-        weights = jax.nn.softmax(log_weights)
-        weights = jnp.minimum(weights, len(some) ** -0.5)
-        weights /= weights.sum()
-        ess = 1 / (weights**2).sum()
-        centre, covariance = moments(points, weights)
-        # So few draws say little of a covariance: the old one counts for a dimension's worth.
-        old = (mean.size + 1) / (mean.size + 1 + ess)
-        return centre, jnp.linalg.cholesky((1 - old) * covariance + old * factor @ factor.T)
+        points, log_weights, log_each = propose(*state, some)
+        weights = jnp.minimum(jax.nn.softmax(log_weights), len(some) ** -0.5)
+        shares = jax.nn.softmax(log_each, axis=0) * (weights / weights.sum())
+        return jax.vmap(partial(moved_to, points))(shares, *state)
 
-    return propose(*jax.lax.fori_loop(0, ROUNDS, adapt, (mean, factor)), last)
+    def moved_to(points, shares, mean, factor):
+        mass = shares.sum() + jnp.finfo(shares.dtype).tiny
+        centre, covariance = moments(points, shares / mass)
+        # So few draws say little of a covariance: the old one counts for a dimension's worth.
+        ess = mass**2 / ((shares**2).sum() + jnp.finfo(shares.dtype).tiny)
+        old = (mean.size + 1) / (mean.size + 1 + ess)
+        covariance = (1 - old) * covariance + old * factor @ factor.T
+        return (1 - old) * centre + old * mean, jnp.linalg.cholesky(covariance)
+
+    apart = jax.random.normal(jax.random.key(0), (COMPONENTS, mean.size))
+    first = mean + apart @ factor.T, jnp.broadcast_to(factor, (COMPONENTS, *factor.shape))
+    points, log_weights, _ = propose(*jax.lax.fori_loop(0, ROUNDS, adapt, first), last)
+    return points, log_weights
 
 
 def believed(log_weights: np.ndarray) -> tuple[np.ndarray, bool]:
