@@ -170,6 +170,28 @@ assert judged["total_variation"].idxmin() == "forward_kl"
 assert judged["total_variation"].idxmax() == "reverse_kl"
 assert judged["total_variation"].tolist() == approx([0.460, 0.565, 0.498, 0.498], abs=0.001)
 """,
+    "can_i_trust_this_fit": """
+from pytest import approx
+
+found = [set(verdicts(run)["verdict"]) for run in (coal, schools)]
+assert found == [{"reliable"}, {"correctable"}]
+known = vi_demo.summary(coal)
+for fit in known["fits"].values():
+    assert fit["divergences"]["reverse_kl"]["value"] < 0.05
+    assert fit["divergences"]["forward_kl"]["value"] < 0.05
+assert of_theta["verdict"][["mean", "sd", "50%"]].tolist() == ["reliable"] * 3
+assert set(of_tau["verdict"]) >= {"correctable"} and "unreliable" not in set(of_tau["verdict"])
+one = of_tau.loc["mean"]
+assert abs(one["corrected"] - one["reference"]) < 0.5 * abs(one["guide"] - one["reference"])
+
+assert verdicts(geyser)["verdict"]["reverse_kl"] == "unreliable"
+assert verdicts(geyser)["k-hat"]["reverse_kl"] < 0.7
+assert (starts["places"], starts["rhat"] > 1.5) == (2, True)
+assert starts["stacked_elbo"]["value"] - starts["elbos"][0] == approx(np.log(2), abs=0.02)
+assert ladder["passes"] and ladder["ends"].startswith("mixture:")
+assert ladder["rungs"][-1]["divergences"]["reverse_kl"]["value"] < 0.01
+assert share == approx(0.5, abs=0.05)
+""",
     "your_own_model": """
 from pytest import approx
 

@@ -71,6 +71,15 @@ CASES = {
         "correctable",
         "misses a mode that holds 3% of the posterior mass",
     ),
+    "a mode on the edge of being too much": (
+        {
+            "missed": (0.0501,),
+            "sites": site([0.0, 0.2], [1.0, 0.8], corrected=(0.2, 0.8)),
+            "divergences": {"total_variation": Estimate(0.0495, 0.001)},
+        },
+        "correctable",
+        "misses a mode that holds 5% of the posterior mass",
+    ),
     "a small mode missed, and much else wrong": (
         {
             "missed": (0.03,),

@@ -16,7 +16,6 @@ import numpy as np
 from vi_demo.divergences.estimators import Draws, equal_weights, expectation, resample
 from vi_demo.errors import InputError
 from vi_demo.reference import Reference
-from vi_demo.sites import entry_names
 from vi_demo.target import Target
 from vi_demo.weights import khat_of
 
@@ -221,7 +220,7 @@ def entries(target: Target, names: Sequence[str], points: np.ndarray) -> Mapping
     found = {}
     for name in dict.fromkeys((*names, *target.sites)):
         value = values[name]
-        labels = target.labels.get(name) or entry_names({name: value.shape[1:]})
+        labels = target.labels_of(name, value.shape[1:])
         if name in names or len(found) + len(labels) <= MOST_ENTRIES:
             found |= dict(zip(labels, value.reshape(len(value), -1).T, strict=True))
     return found

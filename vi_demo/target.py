@@ -213,17 +213,21 @@ class Target:
     @cached_property
     def labels(self) -> dict[str, list[str]]:
         """How people write each entry of each site, by its coordinates: `theta[A]`, or `mu`."""
+        return {name: self.labels_of(name, shape) for name, shape in self.sites.items()}
 
-        def entry(name, index):
-            dims = self.dims.get(name, ())
-            known = [self.coords.get(dim) for dim in dims] + [None] * len(index)
+    def labels_of(self, name: str, shape: tuple[int, ...]) -> list[str]:
+        """The same of one site, latent or deterministic."""
+        dims = self.dims.get(name, ())
+        known = [self.coords.get(dim) for dim in dims] + [None] * len(shape)
+
+        def entry(index):
             parts = [
                 str(labels[i]) if labels is not None and len(labels) == size else str(i)
-                for labels, i, size in zip(known, index, self.sites[name], strict=False)
+                for labels, i, size in zip(known, index, shape, strict=False)
             ]
             return f"{name}[{', '.join(parts)}]" if parts else name
 
-        return {k: [entry(k, i) for i in np.ndindex(shape)] for k, shape in self.sites.items()}
+        return [entry(index) for index in np.ndindex(shape)]
 
     def not_finite_at(self, points: Array) -> str | None:
         """Which sites' log densities are not finite at some of these points (n, d), in words.

@@ -105,7 +105,8 @@ def ruling(
         doubt = (": ".join(filter(None, (blind, "; ".join(doubts)))),)
     unsettled = ("the fit stopped before it settled",) if status == "stopped" else ()
     # Chains that stay apart do not tell how much each mode holds.
-    if sum(figures.missed) >= MISSED_MASS[1] and not (doubt and method == "nuts"):
+    known = method != "nuts" if doubt else not near(figures)
+    if sum(figures.missed) >= MISSED_MASS[1] and known:
         advice = "missed_forward" if fit == "forward_kl" else "missed"
         advice = ADVICE["weights" if doubt else advice]
         return Verdict("unreliable", (*missed, *(() if doubt else wrong), *doubt), advice)
