@@ -188,11 +188,12 @@ def statistics(x: np.ndarray, draws: Draws) -> dict[str, tuple[float, float]]:
 
 
 def log_size(x: np.ndarray, name: str) -> np.ndarray:
-    """Log |h|, up to a constant, of values (n,): h is what a statistic is the mean of."""
+    """Log |h|, up to a constant, of values (n,): h is what a statistic is the mean of.
+
+    That of a quantile is bounded, so its weights' tail is that of the weights.
+    """
     with np.errstate(divide="ignore"):
-        if name in ("mean", "sd"):
-            return np.log(np.abs(x - x.mean())) * (1 if name == "mean" else 2)
-        return np.log(x <= np.quantile(x, float(name[:-1]) / 100))
+        return np.log(np.abs(x - x.mean())) * {"mean": 1, "sd": 2}.get(name, 0)
 
 
 def numbers(target: Target) -> int:
@@ -236,8 +237,9 @@ def of_entries(
     """Of each entry its mean, sd and quantiles: by the guide, with weights, by the reference.
 
     `error` and `corrected_error` are absolute, in the reference's sds; those of an sd are
-    |log ratio|. `khat` is that of the weights times what the statistic is a mean of, so that a
-    mean may be fine where a variance is not (Vehtari et al. 2024, arXiv 1507.02646).
+    |log ratio|; each has an `_mcse`, the reference's included. `khat` is that of the weights
+    times what the statistic is a mean of, so that a mean may be fine where a variance is not
+    (Vehtari et al. 2024, arXiv 1507.02646).
     """
     drawn = reference.draws and spread(reference.draws)
     sides = {"guide": equal_weights(points), "reference": drawn}
@@ -264,7 +266,9 @@ def compared(name: str, by: Mapping) -> dict:
     for label, side in (("error", "guide"), ("corrected_error", "corrected")):
         if side not in by or not sd > 0:
             continue
-        value = by[side][name][0]
-        off = np.log(value / sd) if name == "sd" else (value - by["reference"][name][0]) / sd
+        value, mcse = by[side][name]
+        right, its_mcse = by["reference"][name]
+        off = np.log(value / sd) if name == "sd" else (value - right) / sd
         found[label] = float(abs(off))
+        found[f"{label}_mcse"] = float(np.hypot(mcse, its_mcse) / sd)
     return found

@@ -339,6 +339,7 @@ def of_quantity(name: str, entry: dict, figures: Figures, carried: bool, doubted
         return "reliable"
     khat = entry.get("khat")
     fine = khat is None or khat < figures.khat_threshold or figures.ess_share > CONSTANT_WEIGHTS
+    most_corrected += entry.get("corrected_error_mcse", 0.0)
     if carried and fine and entry["corrected_error"] <= most_corrected:
         return "correctable"
     return "unreliable"
