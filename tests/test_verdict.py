@@ -52,12 +52,22 @@ def figures(**changes):
 CASES = {
     "all is well": ({}, "reliable", "covers all the posterior mass"),
     "a missed mode behind a perfect k-hat": (
-        {"missed": (0.5,), "khat": -1.8, "ess_share": 1.0, "mass_covered": 0.5},
+        {
+            "missed": (0.5,),
+            "khat": -1.8,
+            "ess_share": 1.0,
+            "mass_covered": 0.5,
+            "divergences": {"total_variation": Estimate(0.5, 0.002)},
+        },
         "unreliable",
         "misses a mode that holds 50% of the posterior mass",
     ),
     "two missed modes": (
-        {"missed": (0.1, 0.2), "mass_covered": 0.7},
+        {
+            "missed": (0.1, 0.2),
+            "mass_covered": 0.7,
+            "divergences": {"total_variation": Estimate(0.3, 0.002)},
+        },
         "unreliable",
         "misses 2 modes that hold 30%",
     ),
