@@ -8,6 +8,7 @@ from scipy import optimize, stats
 
 import vi_demo
 from vi_demo import Target, fitting, flows, guides, loading
+from vi_demo.fitting import objectives
 
 KEY = jax.random.key(0)
 
@@ -66,6 +67,21 @@ def test_low_rank_draws_have_the_covariance():
     root = jax.jacfwd(lambda noise: family.draw(params, noise[None])[0][0])(jnp.zeros(5))
     expected = family.distribution(params).covariance_matrix
     np.testing.assert_allclose(root @ root.T, expected, rtol=1e-9)
+
+
+# Mixtures.
+
+
+@pytest.mark.parametrize("seed", [1, 4])
+def test_a_mixture_is_fitted_to_its_own_draws(seed):
+    """They come a component at a time: the first thousands alone know nothing of the other."""
+    family = guides.family("mixture:2")
+    apart = {"loc": jnp.array([[4.0, 0.0], [-4.0, 0.0]])}
+    params = family.init(jnp.zeros(2), 1.0) | apart
+    noise = objectives.normal_noise(jax.random.key(seed), 16_384, 2, whiten=False)
+    draws, log_masses = family.draw(params, noise)
+    found = family.fit(draws, jnp.exp(log_masses))
+    np.testing.assert_allclose(np.sort(found["loc"][:, 0]), [-4, 4], atol=0.1)
 
 
 # What both are under a linear map.

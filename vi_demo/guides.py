@@ -304,7 +304,10 @@ def mixture(components: int) -> Family:
 
         if begin is not None:
             return climb(begin, draws, weights, EM_LAST)[0]
-        some, share = draws[:EM_DRAWS], weights[:EM_DRAWS] / weights[:EM_DRAWS].sum()
+        # By weight over all of them: the first may be of one component alone.
+        spots = (jnp.arange(EM_DRAWS) + 0.5) / EM_DRAWS * weights.sum()
+        some = draws[jnp.searchsorted(jnp.cumsum(weights), spots)]
+        share = jnp.full(EM_DRAWS, 1 / EM_DRAWS, weights.dtype)
 
         def start(key):
             locs = some[jax.random.choice(key, len(some), (components,), p=share)]
