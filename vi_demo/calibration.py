@@ -20,7 +20,7 @@ import xarray as xr
 from vi_demo import guides, loading, ranks, record
 from vi_demo.draws import stored
 from vi_demo.errors import InputError
-from vi_demo.fitting import many
+from vi_demo.fitting import GAUSSIAN, many
 from vi_demo.fitting.runner import Report, silent
 from vi_demo.guides import Family
 from vi_demo.inputs import as_target
@@ -32,7 +32,6 @@ REFITS = 200
 LEAST_REFITS = 20
 AT_ONCE = 25  # data sets
 DRAWS = 999  # of a guide, that the truth is ranked among
-GUIDES = "diagonal", "full_rank"
 MOST_DIMENSIONS = 200
 NO_RANK = -1
 FEW_RANKED = 0.95  # share of refits below which what is left out may hide a bias
@@ -102,11 +101,11 @@ def check_settings(fit: str, guide: Any, refits: int) -> None:
         raise InputError(f"calibrate fits {' or '.join(many.FITS)}, not '{fit}'; choose one.")
     if not isinstance(guide, str) or guide == "own":
         raise InputError(
-            f"calibrate refits no guide of your own; choose from {', '.join(GUIDES)}."
+            f"calibrate refits no guide of your own; choose from {', '.join(GAUSSIAN)}."
         )
     guides.family(guide)  # an unknown name is told as such
-    if guide not in GUIDES:
-        raise InputError(f"calibrate cannot refit '{guide}'; choose from {', '.join(GUIDES)}.")
+    if guide not in GAUSSIAN:
+        raise InputError(f"calibrate cannot refit '{guide}'; choose from {', '.join(GAUSSIAN)}.")
     if refits < LEAST_REFITS:
         raise InputError(f"refits must be at least {LEAST_REFITS}, not {refits}.")
 

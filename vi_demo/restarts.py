@@ -12,6 +12,7 @@ from scipy.special import logsumexp, softmax
 
 from vi_demo import guides
 from vi_demo.divergences.estimators import Estimate
+from vi_demo.fitting import GAUSSIAN
 from vi_demo.fitting.runner import Fit
 from vi_demo.target import Target
 
@@ -60,7 +61,7 @@ def gaussians(fit: Fit) -> Gaussians | None:
     Starts that came to nothing, or not near the best, are left out.
     """
     names = list(fit.params)
-    if fit.family.name not in ("full_rank", "diagonal") or "elbo" not in fit.restarts:
+    if fit.family.name not in GAUSSIAN or "elbo" not in fit.restarts:
         return None
     if not set(names) <= set(fit.restarts):
         return None

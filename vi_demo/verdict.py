@@ -18,6 +18,7 @@ import numpy as np
 from vi_demo.diagnostics import Figures
 from vi_demo.divergences.estimators import Estimate
 from vi_demo.fitting.runner import Fit
+from vi_demo.weights import NEARLY_CONSTANT
 
 CANNOT_TELL = "cannot tell"
 MISSED_MASS = 0.01, 0.05  # told of, and too much
@@ -27,7 +28,6 @@ CORRECTED_SD_RATIO = 1.05
 TOTAL_VARIATION = 0.05, 0.1  # too near to be called unreliable, too far to be called reliable
 LEAST_ESS = 1_000  # of weighted draws: an sd is known within 2 % then
 LEAST, MOST = 0.01, 1_000  # figures that are written out
-CONSTANT_WEIGHTS = 0.95  # ESS / draws above which k-hat is not to be believed
 REPLICATES = 100  # of the figures, each moved by its error
 
 
@@ -277,7 +277,7 @@ def weights_carry(figures: Figures) -> tuple[bool, tuple[str, ...]]:
     """Whether importance weights could correct the fit, or why not."""
     if figures.ess is None:
         return False, (figures.reasons.get("ess", "its weights are unknown"),)
-    if figures.ess_share > CONSTANT_WEIGHTS:
+    if figures.ess_share > NEARLY_CONSTANT:
         return True, ()
     reasons = []
     if figures.khat is None:
@@ -308,7 +308,7 @@ def passed_over(figures: Figures) -> tuple[str, ...]:
     """Why a k-hat above its threshold was not held against a fit, if it was not."""
     if figures.khat is None or figures.khat < figures.khat_threshold:
         return ()
-    if figures.ess_share > CONSTANT_WEIGHTS:
+    if figures.ess_share > NEARLY_CONSTANT:
         share = 100 * figures.ess_share
         because = f"the weights are nearly constant, {share:.0f}% of the draws effective"
     else:
@@ -338,7 +338,7 @@ def of_quantity(name: str, entry: dict, figures: Figures, carried: bool, doubted
     if entry["error"] <= most:
         return "reliable"
     khat = entry.get("khat")
-    fine = khat is None or khat < figures.khat_threshold or figures.ess_share > CONSTANT_WEIGHTS
+    fine = khat is None or khat < figures.khat_threshold or figures.ess_share > NEARLY_CONSTANT
     most_corrected += entry.get("corrected_error_mcse", 0.0)
     if carried and fine and entry["corrected_error"] <= most_corrected:
         return "correctable"

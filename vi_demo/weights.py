@@ -15,7 +15,7 @@ REPLICATES = 20
 def pareto_khat(log_weights: np.ndarray) -> tuple[float | None, str | None]:
     """Shape of the weights' upper tail, or None and why there is none to fit."""
     finite = log_weights[np.isfinite(log_weights)]
-    if len(finite) < 25:
+    if len(finite) < LEAST_TAIL:
         return None, f"only {len(finite)} draws of the guide lie where the target has density"
     if np.ptp(finite) < 1e-6:
         return None, "the importance weights are constant: the guide is exact where it looks"
@@ -39,16 +39,23 @@ def khat_spread(log_weights: np.ndarray) -> float | None:
     return float(np.std(found, ddof=1)) if len(found) > 1 else None
 
 
+def pareto_smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
+    """Smoothed log weights and k-hat: +inf where too few have weight, -inf without a tail."""
+    finite = np.isfinite(log_weights).sum()
+    if finite < LEAST_TAIL:
+        return log_weights, np.inf
+    if effective_sample_size(log_weights) > NEARLY_CONSTANT * finite:
+        return log_weights, -np.inf
+    smooth, khat = array_stats.psislw(-log_weights)
+    return np.asarray(smooth), float(khat)
+
+
 def smoothed(log_weights: np.ndarray) -> np.ndarray | None:
     """Pareto-smoothed weights adding up to one, or None where there is no weight at all."""
-    finite = np.isfinite(log_weights)
-    if not finite.any():
+    if not np.isfinite(log_weights).any():
         return None
-    log_weights = np.where(finite, log_weights, -np.inf)
-    constant = effective_sample_size(log_weights) > NEARLY_CONSTANT * finite.sum()
-    if finite.sum() >= LEAST_TAIL and not constant:
-        log_weights = np.asarray(array_stats.psislw(-log_weights)[0])
-    weights = np.exp(log_weights - log_weights.max())
+    smooth, _ = pareto_smoothed(np.where(np.isfinite(log_weights), log_weights, -np.inf))
+    weights = np.exp(smooth - smooth.max())
     return weights / weights.sum()
 
 

@@ -34,10 +34,11 @@ from jax import Array
 from vi_demo.batching import in_slices
 from vi_demo.climbs import SPREADS, climber, curvature_of
 from vi_demo.divergences.estimators import effective_sample_size
-from vi_demo.fitting.moment_matching import KHAT, smoothed
+from vi_demo.fitting.moment_matching import KHAT
 from vi_demo.fitting.objectives import normal_noise
 from vi_demo.guides import Family, from_factor, full_rank, moments
 from vi_demo.target import Simulation, Target, finite_or_minus_inf
+from vi_demo.weights import pareto_smoothed
 
 CANDIDATES = 32  # for where a climb begins
 DRAWS = 1024  # fixed, that the ELBO is climbed on
@@ -283,7 +284,7 @@ def weighed(
 
 def believed(log_weights: np.ndarray) -> tuple[np.ndarray, bool]:
     """Pareto-smoothed weights (n,), adding up to one, and whether they are to be believed."""
-    smooth, khat = smoothed(log_weights)
+    smooth, khat = pareto_smoothed(log_weights)
     if not np.isfinite(smooth).any():
         return np.full(len(smooth), np.nan), False
     weights = np.exp(smooth - smooth.max())

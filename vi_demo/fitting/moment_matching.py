@@ -23,7 +23,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from arviz_stats.base import array_stats
 from jax import Array
 from scipy.special import logsumexp
 
@@ -34,6 +33,7 @@ from vi_demo.fitting.runner import Assessment, Fit, Fitter, Report, run, silent
 from vi_demo.guides import Family, number_of_parameters
 from vi_demo.reference import smc
 from vi_demo.target import Target
+from vi_demo.weights import pareto_smoothed
 
 RUNS = 4
 DRAWS = 16_384, 262_144  # of the guide in a round, at least and at most
@@ -49,7 +49,6 @@ NO_SMC = "its weights were refused, and with so many rows SMC is out of reach"
 REFUSED = "its own weights were refused to the end: k-hat {:.2f}"
 COINCIDE = "the target's draws lie on a point, or in a plane: no guide can be fitted to them"
 SHORT = "SMC was stopped short of the target, after {} temperatures: its draws are too wide"
-NEARLY_CONSTANT = 0.95  # ESS / draws above which k-hat says nothing
 
 
 class Batch(NamedTuple):
@@ -186,7 +185,7 @@ def fitter(
         log_weights = log_p + log_shares - np.log(len(parts))  # shares: of mass over density
         log_z = float(logsumexp(log_weights))
         state = spend(state, {"log_density": len(points), "gradient": 0})
-        log_weights, khat = smoothed(log_weights)
+        log_weights, khat = pareto_smoothed(log_weights)
         state = state._replace(khat=khat)
         if alone:
             refused = "" if khat < KHAT else NO_SMC if dear else REFUSED.format(khat)
@@ -288,13 +287,3 @@ def filled_up(points: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.n
     """The draws and some without weight, up to a power of four: few shapes, few compiled."""
     more = 4 ** int(np.ceil(np.log2(len(points)) / 2)) - len(points)
     return np.append(points, np.repeat(points[:1], more, 0), 0), np.append(weights, np.zeros(more))
-
-
-def smoothed(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
-    """Pareto-smoothed log weights and k-hat: +inf where none has weight, -inf without a tail."""
-    if not np.isfinite(log_weights).any():
-        return log_weights, np.inf
-    if effective_sample_size(log_weights) > NEARLY_CONSTANT * len(log_weights):
-        return log_weights, -np.inf
-    smooth, khat = array_stats.psislw(-log_weights)
-    return np.asarray(smooth), float(khat)
