@@ -28,12 +28,13 @@ LEAST = 20  # draws a dimension and place, to make a proposal of
 def bridge(target: Target, draws: Draws, labels: np.ndarray, effective: float) -> Estimate | None:
     """Log evidence from draws of the target; None where they are too few to say.
 
-    A Student-t is put on each place that `labels` (n,) know, with the moments of half of its
-    draws; the other half is bridged to draws of their mixture. `effective` is how many
-    independent draws they are all worth.
+    A Student-t is put on each place that `labels` (n,) know, with the moments of what half of the
+    runs drew there; the other runs' draws are bridged to draws of their mixture. `effective` is
+    how many independent draws they are all worth.
     """
     rng = np.random.default_rng(0)
-    proposal, rest = proposal_of(draws, labels, rng)
+    half = first_half(draws)
+    proposal, rest = proposal_of(draws, labels, half), ~half
     if proposal is None:
         return None
     from_p = resample(Draws(draws.points[rest], normalised(draws.weights[rest])), PROPOSED, seed=1)
@@ -112,10 +113,23 @@ class Proposal(NamedTuple):
         return logsumexp(rows, axis=0, b=self.weights[:, None])
 
 
-def proposal_of(draws: Draws, labels: np.ndarray, rng) -> tuple[Proposal | None, np.ndarray]:
-    """Student-t's with the moments of a random half of the draws of each place; and the rest."""
+def first_half(draws: Draws) -> np.ndarray:
+    """Which draws (n,) are of the first half of the runs, or of the first half of a single one.
+
+    Halves taken at random would know of each other, as neighbours in a chain do: the log evidence
+    of a Gaussian in 100 dimensions came out 0.28 nats too low then.
+    """
+    number = len(draws.points)
+    runs = np.zeros(number, int) if draws.blocks is None else draws.blocks
+    known = np.unique(runs)
+    if len(known) == 1:
+        return np.arange(number) < number // 2
+    return np.isin(runs, known[: len(known) // 2])
+
+
+def proposal_of(draws: Draws, labels: np.ndarray, half: np.ndarray) -> Proposal | None:
+    """Student-t's with the moments of those draws of each place that are in that half (n,)."""
     dim = draws.points.shape[1]
-    half = rng.permutation(len(draws.points)) < len(draws.points) // 2
     rows = []
     for place in range(labels.max() + 1):
         here = half & (labels == place)
@@ -130,9 +144,9 @@ def proposal_of(draws: Draws, labels: np.ndarray, rng) -> tuple[Proposal | None,
         factor = sd[:, None] * np.linalg.cholesky(shape + SINGULAR * np.eye(dim))
         rows.append((mean, factor, draws.weights[here].sum()))
     if not rows:
-        return None, ~half
+        return None
     means, factors, weights = (np.array(column) for column in zip(*rows, strict=True))
-    return Proposal(means, factors, normalised(weights)), ~half
+    return Proposal(means, factors, normalised(weights))
 
 
 def normalised(weights: np.ndarray) -> np.ndarray:
