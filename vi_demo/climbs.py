@@ -35,6 +35,8 @@ DAMPING = 10.0 ** jnp.arange(-2, 9)  # tried at each step, times the last that w
 STRETCHES = 4.0 ** jnp.arange(1, 6)  # of Newton's step: down from exp(600) it takes 600 of them
 ROUNDING = 0.1  # nats that a log density may change by over next to no distance
 SECONDS = 20.0  # after which no more climbs are begun, two aside
+LONGEST = 60.0  # after which those on their way end where they are
+BETWEEN = 4  # steps between looks at the clock
 
 
 class Climbs(NamedTuple):
@@ -61,28 +63,34 @@ def upward(target: Target, begin: Array) -> tuple[Climbs, dict[str, int]]:
     They are climbed again by differences where the best one's curvature is not finite: second
     derivatives may be NaN where first ones are not, of sums over masked states.
     """
-    found = from_each(climber(target, curvature_of(target)), begin)
+    if "climber" not in target.programs:
+        target.programs["climber"] = jax.jit(climber(target, curvature_of(target)))
+    found = from_each(target.programs["climber"], begin)
     steps = int(found.steps.sum())
     if not found.whole[jnp.argmax(found.elbos)]:
         rough = partial(curvature, target, differences, target.batch)
-        found = from_each(climber(target, rough), begin)
+        found = from_each(jax.jit(climber(target, rough)), begin)
         steps += int(found.steps.sum())
     # A row of the curvature is a gradient.
     gradients = target.dim + FEW * (1 + len(DAMPING) + 1 + len(STRETCHES))
     return found, {"log_density": steps * (DRAWS + 2), "gradient": steps * gradients}
 
 
-def from_each(climb: Callable, begin: Array) -> Climbs:
+def from_each(go: Callable, begin: Array) -> Climbs:
     """The climbs from all of these points (n, d), or from some where they take too long.
 
     By turns they climb the density itself and its mean over draws, spread as `SPREADS` says.
     """
-    climb, found = jax.jit(climb), []
+    found, began = [], None
     for i, z in enumerate(begin):
-        found.append(jax.block_until_ready(climb(z, SPREADS[i % len(SPREADS)])))
-        if len(found) == 1:
-            began = time.perf_counter()  # compiling does not count
-        elif time.perf_counter() - began > SECONDS:
+        at = at_foot(z)
+        while at.step < STEPS and at.stale < PATIENCE:
+            at = jax.block_until_ready(go(at, SPREADS[i % len(SPREADS)]))
+            began = began or time.perf_counter()  # compiling does not count
+            if time.perf_counter() - began > LONGEST and jnp.isfinite(at.best.elbos):
+                break
+        found.append(at.best._replace(steps=at.step))
+        if i and time.perf_counter() - began > SECONDS:
             break
     return jax.tree.map(lambda *x: jnp.stack(x), *found)
 
@@ -111,8 +119,15 @@ class Climb(NamedTuple):
     step: Array
 
 
+def at_foot(z: Array) -> Climb:
+    """A climb that begins at a point (d,)."""
+    zero, lowest = jnp.zeros((), int), jnp.array(-jnp.inf)
+    nothing = Climbs(z, jnp.eye(len(z)), jnp.ones_like(z), lowest, jnp.array(True), zero)
+    return Climb(z, jnp.ones(()), nothing, zero, zero)
+
+
 def climber(target: Target, curvature: Callable):
-    """The climb from one point: (z, spread) -> the Gaussian of greatest ELBO on the way.
+    """A few steps of one climb, (climb, spread) -> climb, which keeps the best Gaussian yet.
 
     With `spread` 0 it is the density that is climbed; else it is its mean over a few draws of the
     Gaussian at each point, the part of the ELBO that a shift of it changes. The one finds its way
@@ -170,15 +185,12 @@ def climber(target: Target, curvature: Callable):
             at.step + 1,
         )
 
-    def climb(z, spread):
-        lowest, whole, zero = jnp.array(-jnp.inf), jnp.array(True), jnp.zeros((), int)
-        nothing = Climbs(z, jnp.eye(target.dim), jnp.ones_like(z), lowest, whole, zero)
-        begin = Climb(z, jnp.ones(()), nothing, zero, zero)
-        going = lambda at: (at.step < STEPS) & (at.stale < PATIENCE)  # noqa: E731
-        end = jax.lax.while_loop(going, partial(advance, spread), begin)
-        return end.best._replace(steps=end.step)
+    def go(at, spread):
+        until = jnp.minimum(at.step + BETWEEN, STEPS)
+        going = lambda at: (at.step < until) & (at.stale < PATIENCE)  # noqa: E731
+        return jax.lax.while_loop(going, partial(advance, spread), at)
 
-    return climb
+    return go
 
 
 def curvature_of(target: Target) -> Callable:

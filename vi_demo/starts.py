@@ -20,6 +20,7 @@ from vi_demo.errors import InputError
 from vi_demo.frames import Frame, seen_from
 from vi_demo.guides import Family, full_rank
 from vi_demo.model import CHUNK
+from vi_demo.search import AGREEING, elsewhere
 from vi_demo.target import Start, Target, finite_or_minus_inf
 
 CLIMBS = 8
@@ -32,7 +33,6 @@ SETTLED = 0.02  # sds from there
 NARROW = 0.1
 WIDE = 4.0
 INFLATED = 3.0
-AGREEING = 30.0  # nats of ELBO that climbs may differ by, and none of them be doubted
 TAILS = 5  # degrees of freedom, a whole number
 
 
@@ -91,6 +91,11 @@ def climbs(target: Target) -> Climbs | None:
     if "climbs" not in target.programs:
         near = from_some_rows(target)
         found, spent = upward(near, points(target, jax.random.key(0), CLIMBS))
+        if near is target:
+            more, searching = elsewhere(target, found)
+            if more is not None:
+                found = jax.tree.map(lambda *x: jnp.concatenate(x), found, more)
+            spent = {name: spent[name] + searching[name] for name in spent}
         starting = CLIMBS * len(RADII)
         target.programs["evaluations"] = {
             "log_density": starting * CANDIDATES + spent["log_density"],

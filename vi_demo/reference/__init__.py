@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from arviz_stats.base import array_stats
 
+from vi_demo import ascents, starts
 from vi_demo import draws as drawn
-from vi_demo import starts
 from vi_demo.batching import in_slices
 from vi_demo.divergences import integration
 from vi_demo.divergences.estimators import Draws, Estimate, equal_weights, resample
@@ -216,7 +216,7 @@ def by_quadrature(target, key, budget, report) -> Reference:
     points = points[np.isfinite(points).all(1) & np.isfinite(target.log_densities(points))]
     factor = local_factor(target, points)
     report("reference", 0.2, "looking for modes")
-    ends, heights = modes.climb(target, points, factor)
+    ends, heights = ascents.climb(target, points, factor)
     centres = modes.summits(target, ends[np.argsort(-heights)][::4], factor)
     scale = np.maximum(np.ptp(centres, axis=0), 3 * np.sqrt(np.diag(factor @ factor.T)))
     report("reference", 0.5, "integrating")

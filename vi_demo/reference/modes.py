@@ -14,28 +14,21 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from scipy.optimize import minimize
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
 
-from vi_demo.batching import in_slices
+from vi_demo.ascents import ALONG, LOOKS, climb, joined
 from vi_demo.divergences.estimators import Draws, Estimate, expectation
-from vi_demo.target import Target, finite_or_minus_inf
+from vi_demo.target import Target
 
 SMALLEST_MASS = 0.005  # a basin with less of the posterior is not reported
 CLIMBERS = 1024
-PARTY = 256  # that climb together
-STEPS = 40
-STRIDE = 0.5  # the longest step, in local sds
-VALLEY = 0.1  # nats by which a path must dip to separate two modes
-ALONG = 33  # points looked at on a path
 MOST = 64  # groups of ends
 PAIRS = 24  # nearest pairs of two groups that are tried
 PIECE = 2**22  # numbers, of the points looked at together
 SECONDS = 10.0  # about, for points to climb; where that is not enough, there are fewer
-GRADIENT = 3  # times as long as a log density
 
 
 class Modes(NamedTuple):
@@ -90,7 +83,7 @@ def find(target: Target, draws: Draws, factor: np.ndarray, seed: int, others=Non
 
 def affordable(target: Target, number: int) -> int:
     """How many points can climb in the time that there is for it."""
-    return target.affordable(number, SECONDS, GRADIENT * STEPS)
+    return target.affordable(number, SECONDS, LOOKS)
 
 
 def basins(target: Target, modes: Modes, points: np.ndarray) -> np.ndarray:
@@ -117,43 +110,6 @@ def nearest(points: np.ndarray, to: np.ndarray, factor: np.ndarray) -> np.ndarra
 def whiten(points: np.ndarray, factor: np.ndarray) -> np.ndarray:
     """Points (n, d) in units of the local covariance."""
     return np.linalg.solve(factor, points.T).T
-
-
-def climb(target: Target, points: np.ndarray, factor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where points (n, d) end after climbing, and their log densities (n,)."""
-    if "climb" not in target.programs:
-        target.programs["climb"] = jax.jit(
-            lambda zs, factor: in_slices(lambda z: ascend(target, z, factor), zs, target.batch)
-        )
-    # Always as many at once, so that it is compiled once.
-    rows = np.minimum(np.arange(-(-len(points) // PARTY) * PARTY), len(points) - 1)
-    parties = points[rows].reshape(-1, PARTY, points.shape[1])
-    factor = jnp.asarray(factor)
-    climbed = [target.programs["climb"](party, factor) for party in parties]
-    ends, heights = (np.concatenate(parts)[: len(points)] for parts in zip(*climbed, strict=True))
-    return ends, heights
-
-
-def ascend(target: Target, point: Array, factor: Array) -> tuple[Array, Array]:
-    """One point's climb: a step that does not rise is taken back and halved."""
-    value_and_grad = jax.value_and_grad(lambda z: finite_or_minus_inf(target.log_density(z)))
-
-    def step(_, carry):
-        z, height, slope, size = carry
-        whitened = factor.T @ slope
-        length = size * jnp.linalg.norm(whitened)
-        shorten = jnp.minimum(1.0, STRIDE / jnp.maximum(length, 1e-12))
-        new = z + shorten * size * factor @ whitened
-        new_height, new_slope = value_and_grad(new)
-        rises = (new_height >= height) & jnp.isfinite(new_slope).all()
-        pick = lambda a, b: jnp.where(rises, a, b)  # noqa: E731
-        grown = jnp.where(rises, 1.5 * shorten * size, 0.5 * shorten * size)
-        return pick(new, z), pick(new_height, height), pick(new_slope, slope), grown
-
-    height, slope = value_and_grad(point)
-    slope = jnp.where(jnp.isfinite(slope), slope, 0.0)
-    z, height, *_ = jax.lax.fori_loop(0, STEPS, step, (point, height, slope, jnp.ones(())))
-    return z, height
 
 
 def group(target: Target, ends, heights, factor) -> np.ndarray:
@@ -220,11 +176,3 @@ def polish(target: Target, point: np.ndarray, factor: np.ndarray, reach=3.0) -> 
         found = minimize(downhill, np.zeros(len(point)), jac=True, options={"maxiter": 200})
         near = np.isfinite(found.fun) and np.linalg.norm(found.x) < reach
     return point + factor @ found.x if near else point
-
-
-def joined(target: Target, ends: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Which ends (n, d) are joined to the others, (n, d) or (d,), with no valley between."""
-    along = np.linspace(0, 1, ALONG)[:, None, None]
-    path = ends + along * (others - ends)
-    heights = target.log_densities(path.reshape(-1, path.shape[-1])).reshape(ALONG, -1)
-    return heights.min(0) >= np.minimum(heights[0], heights[-1]) - VALLEY
