@@ -288,12 +288,13 @@ def main() -> None:
                 continue
             if given.table:
                 continue
-            if truth is None:  # the first run is timed: nothing of it may be compiled yet
-                jax.clear_caches()
+            timed = {}
+            if truth is None:
                 truth = TARGETS[name]()
-            row = ran(name, truth, seed)
-            if seed == 0 and not given.no_nuts:
-                row["nuts"] = nuts_seconds(truth)
+                if seed == 0 and not given.no_nuts:
+                    timed = {"nuts": nuts_seconds(truth)}
+                jax.clear_caches()  # as the first run is timed
+            row = ran(name, truth, seed) | timed
             rows.append(row)
             print(name, seed, "; ".join(faults(row)) or "ok", file=sys.stderr, flush=True)
             if file:
