@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from vi_demo import noise
 from vi_demo.batching import in_slices
 from vi_demo.frames import Frame
 from vi_demo.target import Target, finite_or_minus_inf
@@ -121,7 +122,7 @@ class Climb(NamedTuple):
 
 def at_foot(z: Array) -> Climb:
     """A climb that begins at a point (d,)."""
-    zero, lowest = jnp.zeros((), int), jnp.array(-jnp.inf)
+    zero, lowest = jnp.zeros((), int), jnp.full((), -jnp.inf, z.dtype)
     nothing = Climbs(z, jnp.eye(len(z)), jnp.ones_like(z), lowest, jnp.array(True), zero)
     return Climb(z, jnp.ones(()), nothing, zero, zero)
 
@@ -134,8 +135,8 @@ def climber(target: Target, curvature: Callable):
     down from where draws overflow. The other keeps out of a hierarchy's spike, where scales
     go to 0 and the density without end to infinity, before the data are fitted at all.
     """
-    half = jax.random.normal(jax.random.key(1), (DRAWS // 2, target.dim))
-    noise = jnp.concatenate([half, -half])
+    half = jnp.asarray(noise.normal(jax.random.key(1), (DRAWS // 2, target.dim)))
+    spread_out = jnp.concatenate([half, -half])
     few = jnp.concatenate([half[: FEW // 2], -half[: FEW // 2]])
 
     def mean_density(z, factor):
@@ -148,8 +149,8 @@ def climber(target: Target, curvature: Callable):
         # Where terms so large cancel that only rounding is left, as of a Beta(1e18, 1e18), a
         # density is whatever comes out: a shift of next to nothing changes it.
         eps = jnp.finfo(z.dtype).eps
-        shift = eps**0.5 * factor @ noise[0] + 8 * eps * jnp.abs(z)
-        tried = jnp.concatenate([z + noise @ factor.T, (z + shift)[None]])
+        shift = eps**0.5 * factor @ spread_out[0] + 8 * eps * jnp.abs(z)
+        tried = jnp.concatenate([z + spread_out @ factor.T, (z + shift)[None]])
         log_p = in_slices(target.log_density, tried, target.batch)
         entropy = jnp.log(scale).sum() - 0.5 * jnp.log(values).sum()
         entropy += 0.5 * target.dim * (1 + jnp.log(2 * jnp.pi))

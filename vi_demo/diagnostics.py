@@ -129,7 +129,9 @@ def enough(target, guide, log_prob, key, points, log_weights) -> quantities.Weig
     room = MOST_NUMBERS // quantities.numbers(target)
     wanted = min(int(WANTED_ESS / share), MOST_WEIGHTED * len(points), room)
     if wanted > len(points) and target.seconds(wanted) < SECONDS:
-        points = np.asarray(guide.sample(jax.random.fold_in(key, 1), (wanted,)))
+        # As many at once as before, so that nothing is compiled again.
+        keys = [jax.random.fold_in(key, 1 + i) for i in range(-(-wanted // len(points)))]
+        points = np.concatenate([guide.sample(k, (len(points),)) for k in keys])[:wanted]
         log_weights = target.log_densities(points) - log_prob(points)
     return quantities.Weighted(points, log_weights, smoothed(log_weights))
 

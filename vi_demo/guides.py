@@ -64,6 +64,7 @@ def diagonal() -> Family:
     def init(loc, scale):
         return {"loc": loc, "log_scale": jnp.full(loc.shape, jnp.log(scale), loc.dtype)}
 
+    @jax.jit
     def distribution(params):
         return dist.Normal(params["loc"], jnp.exp(params["log_scale"])).to_event(1)
 
@@ -98,6 +99,7 @@ def full_rank() -> Family:
             "lower": jnp.zeros((loc.size * (loc.size - 1) // 2,), loc.dtype),
         }
 
+    @jax.jit
     def distribution(params):
         return dist.MultivariateNormal(params["loc"], scale_tril=scale_tril(params))
 

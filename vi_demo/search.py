@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vi_demo import ascents
+from vi_demo import ascents, noise
 from vi_demo.climbs import Climbs, apart, upward
 from vi_demo.target import Target
 
@@ -50,8 +50,8 @@ def broadly(target: Target) -> np.ndarray:
     """
     noise_key, prior_key = jax.random.split(jax.random.key(1))
     each = SEARCHED // len(WIDTHS)
-    noise = np.asarray(jax.random.normal(noise_key, (len(WIDTHS), each, target.dim)))
-    tried = np.array(WIDTHS)[:, None, None] * noise
+    tried = noise.normal(noise_key, (len(WIDTHS), each, target.dim))
+    tried *= np.array(WIDTHS)[:, None, None]
     if target.prior is not None:
         tried[-1] = jax.jit(jax.vmap(target.prior.draw))(jax.random.split(prior_key, each))
     tried = tried.reshape(SEARCHED, target.dim)

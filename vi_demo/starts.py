@@ -14,6 +14,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 
+from vi_demo import noise
 from vi_demo.batching import in_slices
 from vi_demo.climbs import Climbs, apart, upward
 from vi_demo.errors import InputError
@@ -182,19 +183,19 @@ def guides(target: Target, family: Family, frame: Frame, key: Array, number: int
         order = np.array(jax.random.randint(key, shape, 0, places))
         order[:, 0] = np.arange(number) % places
     each = jax.tree.map(lambda x: x[order], found.frames(family.turns))
-    noise = jax.random.normal(key, each.shift.shape) * (family.components > 1)
+    around = noise.normal(key, each.shift.shape) * (family.components > 1)
     begin = jax.jit(jax.vmap(partial(start_at, family, back)))
-    return begin(each, noise)
+    return begin(each, around)
 
 
-def start_at(family: Family, back: Frame, at: Frame, noise: Array) -> dict:
+def start_at(family: Family, back: Frame, at: Frame, u: Array) -> dict:
     """The member of the family that is this Gaussian, or whose components are these."""
     unit = family.init(jnp.zeros(back.shift.shape), 1.0)
     if family.components == 1:
         return family.moved(family.moved(unit, *at), *back)
     one = full_rank()
     begin = jax.vmap(lambda f, u: one.moved(one.moved(one.init(u, 1.0), *f), *back))
-    return unit | begin(at, noise)
+    return unit | begin(at, u)
 
 
 def wide(target: Target, scale: float = WIDE) -> Start:
@@ -226,17 +227,23 @@ def wide(target: Target, scale: float = WIDE) -> Start:
 
 def around_climbs(found: Climbs) -> Start:
     """An even mixture of inflated Student-t around the ends of climbs."""
-    factors = jnp.linalg.cholesky(found.factors @ jnp.swapaxes(found.factors, -1, -2))
-    each = dist.MultivariateStudentT(TAILS, found.centres, INFLATED * factors)
     number, dim = found.centres.shape
-    mixture = dist.MixtureSameFamily(dist.Categorical(probs=jnp.full(number, 1 / number)), each)
+    factors, mixture = jax.jit(students_t)(found.centres, found.factors)
 
     def draw(key):
         # All from one call: random numbers, and a gamma's rejections above all, take longer to
         # compile than anything else here. χ² is a sum of squares.
-        which, tail, noise = jnp.split(jax.random.normal(key, (1 + TAILS + dim,)), (1, 1 + TAILS))
+        which, tail, normal = jnp.split(jax.random.normal(key, (1 + TAILS + dim,)), (1, 1 + TAILS))
         i = (number * jax.scipy.special.ndtr(which[0])).astype(int)
-        t = noise / jnp.sqrt((tail**2).mean())
+        t = normal / jnp.sqrt((tail**2).mean())
         return found.centres[i] + INFLATED * factors[i] @ t
 
     return Start(draw, mixture.log_prob)
+
+
+def students_t(centres: Array, factors: Array) -> tuple[Array, dist.Distribution]:
+    """Triangular square roots of the same covariances, and the even mixture around them."""
+    factors = jnp.linalg.cholesky(factors @ jnp.swapaxes(factors, -1, -2))
+    each = dist.MultivariateStudentT(TAILS, centres, INFLATED * factors)
+    even = jnp.full(len(centres), 1 / len(centres))
+    return factors, dist.MixtureSameFamily(dist.Categorical(probs=even), each)

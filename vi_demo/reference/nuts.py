@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from numpyro.infer import MCMC, NUTS
 
-from vi_demo import starts
+from vi_demo import noise, starts
 from vi_demo.batching import clocked
 from vi_demo.frames import Frame
 from vi_demo.target import Target
@@ -94,9 +94,8 @@ def dispersed(target: Target, key: Array) -> tuple[Frame, Array]:
         nothing = Frame(jnp.zeros(target.dim), jnp.ones(target.dim))
         return nothing, starts.points(target, key, CHAINS)
     frame = jax.tree.map(lambda x: x[jnp.argmax(found.elbos)], found.frames(whole=True))
-    noise = jax.random.normal(key, (CHAINS, target.dim))
-    chosen = jnp.arange(CHAINS) % len(found.elbos)
-    around = jax.vmap(lambda f, u: f.out(u))(
-        jax.tree.map(lambda x: x[chosen], found.frames(whole=True)), noise
-    )
-    return frame, jnp.linalg.solve(frame.factor, (around - frame.shift).T).T
+    centres, factors, scale = map(np.asarray, (found.centres, found.factors, frame.factor))
+    chosen = np.arange(CHAINS) % len(centres)
+    u = noise.normal(key, (CHAINS, target.dim))
+    around = centres[chosen] + np.einsum("cij,cj->ci", factors[chosen], u)
+    return frame, jnp.asarray(np.linalg.solve(scale, (around - np.asarray(frame.shift)).T).T)

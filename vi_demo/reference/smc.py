@@ -316,11 +316,12 @@ def effective_draws(draws: Draws) -> float:
 def pooled_evidence(tempered: Tempered) -> Estimate:
     """Log of the runs' mean evidence; its error is their spread, but no less than theory says.
 
-    A handful of runs may agree by chance; the variance that the weights imply is a floor.
+    A handful of runs may agree by chance: their mean has the error of Student's t, which is
+    √((n − 1) / (n − 3)) times the usual one, and the variance that the weights imply is a floor.
     """
     top = tempered.log_evidence.max()
     relative = np.exp(tempered.log_evidence - top)
     runs = len(relative)
-    spread = relative.std(ddof=1) / relative.mean()
+    spread = relative.std(ddof=1) / relative.mean() * ((runs - 1) / (runs - 3)) ** 0.5
     floor = np.sqrt(tempered.evidence_variance.mean())
     return Estimate(top + float(np.log(relative.mean())), float(max(spread, floor) / runs**0.5))
