@@ -1,5 +1,8 @@
 """Corrections that are right, and the rung that was needed."""
 
+from types import SimpleNamespace
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -8,8 +11,9 @@ import pytest
 from scipy.special import gamma
 
 import vi_demo
-from vi_demo import Target
+from vi_demo import Target, correction
 from vi_demo.errors import InputError
+from vi_demo.quantities import Weighted
 
 
 def two_modes(z):
@@ -104,3 +108,20 @@ def test_draws_alone_are_not_corrected():
     draws = Target.from_draws(np.random.default_rng(0).normal(size=(100, 2)), "mine")
     with pytest.raises(InputError, match="a correction needs a log density"):
         vi_demo.run(draws, correct=True)
+
+
+def test_a_rare_component_has_its_share_of_the_draws():
+    """1 % of 4,000 draws is 40, and an sd is right then; by chance it is 40 ± 6, and 4 % off."""
+    each = dist.MultivariateNormal(jnp.array([[-4.0, 0.0], [4.0, 0.0]]), jnp.eye(2))
+    q = dist.MixtureSameFamily(dist.Categorical(probs=jnp.array([0.99, 0.01])), each)
+    pool = np.asarray(q.sample(jax.random.key(0), (40_000,)))
+    weighted = Weighted(pool, np.zeros(40_000), np.full(40_000, 1 / 40_000))
+    judged = SimpleNamespace(
+        fit=SimpleNamespace(guide=q), figures=SimpleNamespace(points=pool, weighted=weighted)
+    )
+    rare = (pool[:, 0] > 0).mean()
+    own = correction.own_draws(judged)(4_000)
+    assert (own[:, 0] > 0).sum() == 40
+    np.testing.assert_allclose(own.std(0), [1 + 64 * 0.01 * 0.99, 1] ** np.array(0.5), rtol=0.03)
+    picked = correction.weighted_draws(judged)(4_000)
+    assert abs((picked[:, 0] > 0).sum() - 4_000 * rare) <= 1

@@ -36,7 +36,7 @@ DAMPING = 10.0 ** jnp.arange(-2, 9)  # tried at each step, times the last that w
 STRETCHES = 4.0 ** jnp.arange(1, 6)  # of Newton's step: down from exp(600) it takes 600 of them
 ROUNDING = 0.1  # nats that a log density may change by over next to no distance
 SECONDS = 20.0  # after which no more climbs are begun, two aside
-LONGEST = 60.0  # after which those on their way end where they are
+LONGEST = 30.0  # after which those on their way end where they are
 BETWEEN = 4  # steps between looks at the clock
 
 

@@ -171,7 +171,7 @@ def of_guide(name: str, judged: Judged, blind: bool, as_it_is: bool = False) -> 
         why=verdict.reasons[0] if not weighs or not passes else "right with its weights",
         figures=figures,
         sites="corrected_" if weighs else "",
-        draws=weighted_draws(figures) if weighs else lambda number: figures.points[:number],
+        draws=weighted_draws(judged) if weighs else own_draws(judged),
         evaluations=fit.evaluations,
         seconds=sum(fit.seconds.values()),
         judged=judged,
@@ -179,9 +179,33 @@ def of_guide(name: str, judged: Judged, blind: bool, as_it_is: bool = False) -> 
     )
 
 
-def weighted_draws(figures: Figures) -> Callable[[int], np.ndarray]:
-    """Draws of equal weight from the guide's weighted ones."""
-    points, _, weights = figures.weighted
+def own_draws(judged: Judged) -> Callable[[int], np.ndarray]:
+    """Draws of the guide; of a mixture, each component has its share of them to the draw.
+
+    Of 4,000 draws 40 ± 6 lie in a mode of 1 %, by chance, and an sd is off by 7 % then.
+    """
+    q, points = judged.fit.guide, judged.figures.points
+    if not isinstance(q, dist.MixtureSameFamily):
+        return lambda number: points[:number]
+    each = q.component_distribution
+    locs, factors = np.asarray(each.loc), np.asarray(each.scale_tril)
+    shares = np.asarray(q.mixing_distribution.probs)
+
+    def draw(number):
+        rng = np.random.default_rng(0)
+        which = resample(Draws(np.arange(len(shares)), shares), number, seed=0)
+        noise = rng.standard_normal((number, locs.shape[1]))
+        return locs[which] + np.einsum("nij,nj->ni", factors[which], noise)
+
+    return draw
+
+
+def weighted_draws(judged: Judged) -> Callable[[int], np.ndarray]:
+    """Draws of equal weight from the guide's weighted ones, a mixture's component by component."""
+    q, (points, _, weights) = judged.fit.guide, judged.figures.weighted
+    if isinstance(q, dist.MixtureSameFamily):
+        order = np.argsort(np.asarray(q.component_log_probs(points)).argmax(1), kind="stable")
+        points, weights = points[order], weights[order]
     return lambda number: resample(Draws(points, weights), number, seed=0)
 
 
@@ -203,7 +227,7 @@ def by_weights(attempt: Attempt) -> Rung:
         why=against[0] if against else "right with its weights",
         figures=figures,
         sites="corrected_",
-        draws=weighted_draws(figures),
+        draws=weighted_draws(judged),
         evaluations={"log_density": len(figures.weighted.points), "gradient": 0},
         log_evidence=figures.importance_log_evidence,
     )
