@@ -112,7 +112,8 @@ def test_draws_alone_are_not_corrected():
 
 def test_a_rare_component_has_its_share_of_the_draws():
     """1 % of 4,000 draws is 40, and an sd is right then; by chance it is 40 ± 6, and 4 % off."""
-    each = dist.MultivariateNormal(jnp.array([[-4.0, 0.0], [4.0, 0.0]]), jnp.eye(2))
+    locs, factors = jnp.array([[-4.0, 0.0], [4.0, 0.0]]), jnp.stack([jnp.eye(2)] * 2)
+    each = dist.MultivariateNormal(locs, scale_tril=factors)
     q = dist.MixtureSameFamily(dist.Categorical(probs=jnp.array([0.99, 0.01])), each)
     pool = np.asarray(q.sample(jax.random.key(0), (40_000,)))
     weighted = Weighted(pool, np.zeros(40_000), np.full(40_000, 1 / 40_000))
