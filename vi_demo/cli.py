@@ -174,6 +174,11 @@ def vi_demo() -> None:
     help="Climb a ladder of corrections until one is right, and save its draws.",
 )
 @click.option(
+    "--optimizer",
+    type=click.Choice(["natural", "adam"]),
+    help="Of reverse KL.  [default: natural gradients where they can, else adam]",
+)
+@click.option(
     "--budget",
     type=click.FloatRange(min=0, min_open=True),
     default=60.0,

@@ -184,8 +184,10 @@ def guides(target: Target, family: Family, frame: Frame, key: Array, number: int
         order[:, 0] = np.arange(number) % places
     each = jax.tree.map(lambda x: x[order], found.frames(family.turns))
     around = noise.normal(key, each.shift.shape) * (family.components > 1)
-    begin = jax.jit(jax.vmap(partial(start_at, family, back)))
-    return begin(each, around)
+    if ("start", family.name) not in target.programs:
+        begin = jax.jit(jax.vmap(partial(start_at, family), in_axes=(None, 0, 0)))
+        target.programs["start", family.name] = begin
+    return target.programs["start", family.name](back, each, around)
 
 
 def start_at(family: Family, back: Frame, at: Frame, u: Array) -> dict:

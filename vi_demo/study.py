@@ -51,6 +51,7 @@ def run(
     path: int | None = None,
     quantity: str | Sequence[str] = (),
     correct: bool = False,
+    optimizer: str | None = None,
     report: Report = silent,
     name: str | None = None,
     coords: dict | None = None,
@@ -69,7 +70,8 @@ def run(
     alpha from reverse to forward KL in so many steps, into `run["path"]`. Of the sites named in
     `quantity`, deterministic ones too, each entry's mean, sd and quantiles get an error and a
     verdict of their own. With `correct`, a ladder of corrections is climbed until one is right,
-    and its draws are `run["corrected"]`. `report(phase, share,
+    and its draws are `run["corrected"]`. Reverse KL goes by natural gradients where it can, and by
+    Adam with the `optimizer` "adam". `report(phase, share,
     text)` is called as the work goes on. Raises `InputError` where the input cannot be used.
     """
     fits = (fits,) if isinstance(fits, str) else fits and tuple(fits)
@@ -81,7 +83,7 @@ def run(
     target, own = as_target(model, data, guide, name=name, coords=coords, dims=dims)
     fits = fits or (fitting.DEFAULT if target.log_density is not None else ("forward_kl",))
     family, remarks = family_for(target, guide if own is None else "full_rank")
-    refuse(target, own, family, fits, path, correct)
+    refuse(target, own, family, fits, path, correct, optimizer)
     quantities.known(target, quantity)
     given = None if reference in references.METHODS else references.from_file(target, reference)
     key = jax.random.key(seed)
@@ -93,7 +95,7 @@ def run(
     else:
         truth = references.build(target, reference, part(key, "reference"), budget, report)
     report("reference", 1.0, truth.method)
-    fit_once = each_once(target, family, key, report, own_fit, remarks)
+    fit_once = each_once(target, family, key, report, own_fit, remarks, optimizer)
     judge_fit = judging(target, truth, key, draws, fits, quantity)
     judged = {name: fitted(name, fit_once, judge_fit, report) for name in fits}
     parts = {k: record.fit_tree(target, j.fit, j.figures, draws) for k, j in judged.items()}
@@ -130,6 +132,7 @@ def run(
         "budget": budget,
         "quantity": list(quantity),
         "correct": correct,
+        "optimizer": optimizer,
         "precision": str(jnp.zeros(()).dtype),
         "versions": versions(),
     }
@@ -154,6 +157,7 @@ def refuse(
     fits: Sequence[str],
     path: int | None,
     correct: bool,
+    optimizer: str | None,
 ) -> None:
     """Refuse what cannot be done to this target before anything is compiled."""
     if correct and target.log_density is None:
@@ -164,8 +168,10 @@ def refuse(
         raise InputError(f"{target.name}: a path needs a log density; leave --path out for draws.")
     if path is not None and own is not None:
         raise InputError("a path needs a family of guides at both ends; leave --guide own out.")
+    if own is not None and optimizer == "natural":
+        raise InputError("your own guide is fitted by Adam; leave --optimizer out.")
     for name in fits if path is None else (*fits, *fitting.DEFAULT):
-        fitting.refuse(name, target, family)
+        fitting.refuse(name, target, family, optimizer)
 
 
 def first_learned(
@@ -189,6 +195,7 @@ def each_once(
     report: Report,
     own_fit: fitting.Fit | None,
     remarks: tuple[str, ...],
+    optimizer: str | None,
 ) -> Callable[[str], fitting.Fit]:
     """The fit of a name, made when it is first asked for.
 
@@ -201,7 +208,8 @@ def each_once(
     def fit_once(name):
         fitted = own_fit if name == "reverse_kl" else None
         if fitted is None:
-            fitted = fitting.fit(name, target, family, part(key, name), report, forward)
+            each_key = part(key, name)
+            fitted = fitting.fit(name, target, family, each_key, report, forward, optimizer)
         return replace(fitted, notes=(*remarks, *fitted.notes))
 
     return fit_once

@@ -381,8 +381,14 @@ def fitter(problem: Problem) -> Fitter:
             "restarts": jax.device_get(
                 {"elbo": elbos, "steps": every.steps, **recorded(every.best, MOST_OF_STARTS)}
             ),
-            "notes": tuple(skipped_steps(problem, every, CHUNK * chunks)),
+            "notes": tuple(notes(every, len(elbos) * CHUNK * chunks)),
         }
+
+    def notes(every, steps):
+        first = int(jnp.where(every.skipped > 0, every.first_skipped, jnp.inf).argmin())
+        before = jax.tree.map(lambda x: x[first], every.skipped_at)
+        begun = int(every.first_skipped[first])
+        return skipped_steps(every.skipped, begun, steps, lambda: problem.doubt(before))
 
     return Fitter("svi", init, advance, assess, finish, problem.frame)
 
@@ -393,22 +399,21 @@ def recorded(params: dict, most: int = MOST_RECORDED) -> dict:
     return arrays if sum(v.size for v in arrays.values()) <= most else {}
 
 
-def skipped_steps(problem: Problem, every: State, steps: int) -> list[str]:
+def skipped_steps(skipped: Array, first: int, number: int, doubt: Callable) -> list[str]:
     """What to say of steps that were not finite: how many, when first, and at which site.
 
-    The site is found by drawing from the guide as it stood before the first such step.
+    Of so many steps in all, `skipped` (starts,) were; `doubt()` says at which site the density is
+    not finite, at draws of the guide as it stood before the first of them.
     """
-    if not (every.skipped > 0).any():
+    if not (skipped > 0).any():
         return []
-    first = int(jnp.where(every.skipped > 0, every.first_skipped, jnp.inf).argmin())
-    sites = problem.doubt(jax.tree.map(lambda x: x[first], every.skipped_at))
+    sites = doubt()
     at = (
         f" at site {sites}"
         if sites
         else "; every site's density was finite, so a gradient was not"
     )
-    number = len(every.skipped) * steps
     return [
-        f"{int(every.skipped.sum()):,} of {number:,} steps were not finite and "
-        f"were skipped, the first at step {int(every.first_skipped[first]) + 1:,}{at}"
+        f"{int(skipped.sum()):,} of {number:,} steps were not finite and were skipped, the first "
+        f"at step {first + 1:,}{at}"
     ]
