@@ -1,6 +1,6 @@
 """How often the stopping rule of reverse KL stops too early: converged, yet short of the optimum.
 
-    uv run python benchmarks/false_stops.py [SEEDS]
+    uv run python benchmarks/false_stops.py [SEEDS] [OPTIMIZER]
 
 The gap is ELBO* − ELBO of the reported guide, in nats. For Gaussian targets it is KL(q‖p) in
 closed form. For the others the best guide is found by L-BFGS on 8,192 fixed quasi-random draws,
@@ -20,8 +20,7 @@ from rich.table import Table
 from scipy import optimize, stats
 from scipy.stats import qmc
 
-from vi_demo import guides, loading
-from vi_demo.fitting import svi
+from vi_demo import fitting, guides, loading
 from vi_demo.target import Target
 
 GAP = 0.05
@@ -113,7 +112,7 @@ def gaps(target, family, exact, fits):
     return [best - value for value in values]
 
 
-def main(seeds: int) -> None:
+def main(seeds: int = 20, optimizer: str | None = None) -> None:
     """Print the table."""
     jax.config.update("jax_enable_x64", True)
     table = Table("target", "false stops", "out of steps", "median gap", "largest", "median steps")
@@ -121,7 +120,10 @@ def main(seeds: int) -> None:
     for make in PANEL:
         target, exact = make()
         family = guides.family("full_rank")
-        fits = [svi.fit(target, family, jax.random.key(seed)) for seed in range(seeds)]
+        keys = map(jax.random.key, range(seeds))
+        fits = [
+            fitting.fit("reverse_kl", target, family, key, optimizer=optimizer) for key in keys
+        ]
         gap = np.array(gaps(target, family, exact, fits))
         converged = np.array([fit.status == "converged" for fit in fits])
         false = int((converged & ~(gap <= GAP)).sum())
@@ -140,4 +142,4 @@ def main(seeds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20)
+    main(*map(int, sys.argv[1:2]), *sys.argv[2:3])
