@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vi_demo import noise
 from vi_demo.batching import in_slices
 from vi_demo.frames import Frame
 from vi_demo.target import Target, finite_or_minus_inf
@@ -120,6 +119,12 @@ class Climb(NamedTuple):
     step: Array
 
 
+def to_the_end(go: Callable, z: Array, spread: float) -> Climbs:
+    """The Gaussian that a whole climb leads to, with no look at the clock: for other programs."""
+    going = lambda at: (at.step < STEPS) & (at.stale < PATIENCE)  # noqa: E731
+    return jax.lax.while_loop(going, lambda at: go(at, spread), at_foot(z)).best
+
+
 def at_foot(z: Array) -> Climb:
     """A climb that begins at a point (d,)."""
     zero, lowest = jnp.zeros((), int), jnp.full((), -jnp.inf, z.dtype)
@@ -135,7 +140,7 @@ def climber(target: Target, curvature: Callable):
     down from where draws overflow. The other keeps out of a hierarchy's spike, where scales
     go to 0 and the density without end to infinity, before the data are fitted at all.
     """
-    half = jnp.asarray(noise.normal(jax.random.key(1), (DRAWS // 2, target.dim)))
+    half = jnp.asarray(np.random.default_rng(1).standard_normal((DRAWS // 2, target.dim)))
     spread_out = jnp.concatenate([half, -half])
     few = jnp.concatenate([half[: FEW // 2], -half[: FEW // 2]])
 

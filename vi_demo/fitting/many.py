@@ -32,7 +32,7 @@ import numpyro.distributions as dist
 from jax import Array
 
 from vi_demo.batching import in_slices
-from vi_demo.climbs import SPREADS, climber, curvature_of
+from vi_demo.climbs import SPREADS, climber, curvature_of, to_the_end
 from vi_demo.divergences.estimators import effective_sample_size
 from vi_demo.fitting.moment_matching import KHAT
 from vi_demo.fitting.objectives import normal_noise
@@ -181,12 +181,12 @@ def reverse(target: Target, family: Family, noise: tuple[Array, Array], key: Arr
 
 def begin(target: Target, family: Family, key: Array) -> tuple[Array, Array]:
     """The Gaussian of greatest ELBO that climbs from likely draws of the prior lead to."""
-    climb = climber(target, curvature_of(target))
+    go = climber(target, curvature_of(target))
 
     def one(key, spread):
         tried = jax.vmap(target.prior.draw)(jax.random.split(key, CANDIDATES))
         log_p = finite_or_minus_inf(jax.vmap(target.log_density)(tried))
-        return climb(tried[jnp.argmax(log_p)], spread)
+        return to_the_end(go, tried[jnp.argmax(log_p)], spread)
 
     spreads = jnp.array(SPREADS)
     found = jax.vmap(one)(jax.random.split(key, len(spreads)), spreads)
