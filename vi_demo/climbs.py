@@ -140,7 +140,7 @@ def climber(target: Target, curvature: Callable):
     down from where draws overflow. The other keeps out of a hierarchy's spike, where scales
     go to 0 and the density without end to infinity, before the data are fitted at all.
     """
-    half = jnp.asarray(np.random.default_rng(1).standard_normal((DRAWS // 2, target.dim)))
+    half = jnp.asarray(np.random.default_rng([0, 1]).standard_normal((DRAWS // 2, target.dim)))
     spread_out = jnp.concatenate([half, -half])
     few = jnp.concatenate([half[: FEW // 2], -half[: FEW // 2]])
 

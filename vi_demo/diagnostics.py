@@ -196,7 +196,10 @@ def ratios(target, log_prob, points, log_p, log_q, reference) -> Ratios:
         return Ratios(equal_weights(points), log_p, log_q, from_p, reference.log_p, log_q_at_p)
     start = points[:2000]
     centres = np.concatenate([start.mean(0, keepdims=True), start[:CENTRES]])
-    nodes = integration.integrate(log_prob, centres, 3 * start.std(0)).nodes
+    try:
+        nodes = integration.integrate(log_prob, centres, 3 * start.std(0)).nodes
+    except ArithmeticError:  # of a component so wide that nodes are out of bounds
+        return Ratios(equal_weights(points), log_p, log_q, from_p, reference.log_p, log_q_at_p)
     log_p, log_q = (g(nodes.points) for g in (target.log_densities, log_prob))
     return Ratios(nodes, log_p, log_q, from_p, reference.log_p, log_q_at_p)
 

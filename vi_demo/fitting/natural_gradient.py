@@ -148,10 +148,10 @@ def within_reach(move: Array) -> Array:
 
 def looker(target: Target) -> Callable:
     """(guide, noise (batches, n, d), first batch, how many) -> what their draws show."""
-    value_and_grad = jax.vmap(jax.value_and_grad(target.log_density))
+    value_and_grad = jax.value_and_grad(target.log_density)
 
     def of_batch(at: Gaussian, noise: Array) -> Seen:
-        log_p, slopes = value_and_grad(at.at(noise))
+        log_p, slopes = in_slices(value_and_grad, at.at(noise), target.batch)
         slopes = slopes @ at.factor if at.whole else slopes * at.factor
         log_p = finite_or_minus_inf(log_p)
         finite = jnp.isfinite(log_p) & jnp.isfinite(slopes).all(1)
