@@ -219,7 +219,7 @@ assert price.loc["reverse_kl", "KL(q‖p)"] == approx(np.log(2), abs=0.002)
 assert price.loc["reverse_kl", "KL(p‖q)"] == approx(15.28, abs=0.6)
 assert price.loc["forward_kl", "KL(p‖q)"] == approx(0.7236, abs=0.003)
 assert price["modes covered"].to_dict() == {"reverse_kl": 1, "forward_kl": 2}
-assert (price["k-hat"] < 0.7).all()
+assert price["k-hat"]["forward_kl"] < 0.7
 assert price["verdict"].to_dict() == {"reverse_kl": "unreliable", "forward_kl": "correctable"}
 
 assert {tree["posterior"].sizes["draw"] for tree in trees.values()} == {4000}
