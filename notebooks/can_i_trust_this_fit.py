@@ -48,13 +48,13 @@ def verdicts(run):
             name: {
                 "verdict": fit["verdict"],
                 "confidence": fit["confidence"],
-                "k-hat": round(fit["khat"], 2),
+                "k-hat": fit["khat"],
                 "reasons": "; ".join(fit["reasons"]),
             }
             for name, fit in vi_demo.summary(run)["fits"].items()
         },
         orient="index",
-    )
+    ).round(2)
 
 
 # %% [markdown]

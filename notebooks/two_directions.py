@@ -107,7 +107,8 @@ figures(run).round(3)
 # sds away.
 #
 # Now look at k-hat, the shape of the upper tail of the importance weights p/q: below 0.7 they
-# are taken to be well behaved. **It passes both fits, also the one that missed a mode**, because
+# are taken to be well behaved. **It has nothing against either fit, not even the one that missed
+# a mode**: that one's weights are nearly constant (they have no tail, hence no k-hat), because
 # weights are known only where the guide draws, and this guide does not draw there. The verdict
 # is unreliable all the same, because it asks from the target's side too: are the modes of the
 # reference covered, its means and widths met?
@@ -215,9 +216,9 @@ plt.show()
 #   however far away the other half is. The price of covering both grows with the distance: the
 #   forward fit, which does cover both, is below log 2 at 2 and above it at 3. Reverse KL buys
 #   what is cheaper.
-# - **k-hat rings at 3 and is silent at 4.** At 3 a few of the reverse fit's draws still stray
-#   towards the missed mode and get enormous weights. The more completely a fit misses a mode, the
-#   less its own draws can tell.
+# - **k-hat rings at 3 and is silent at 4**, where the weights hardly vary. At 3 a few of the
+#   reverse fit's draws still stray towards the missed mode and get enormous weights. The more
+#   completely a fit misses a mode, the less its own draws can tell.
 #
 # So reverse KL does not always seek one mode, and where the guide nearly matches the target the
 # direction hardly matters: at 1 both fits are reliable.

@@ -240,14 +240,14 @@ def verdicts(run):
         {
             name: {
                 "verdict": fit["verdict"],
-                "k-hat": round(fit["khat"], 2),
+                "k-hat": fit["khat"],
                 "sd of slope / true": round(fit["sites"]["slope"]["sd_ratio"], 2),
                 "reasons": "; ".join(fit["reasons"]),
             }
             for name, fit in vi_demo.summary(run)["fits"].items()
         },
         orient="index",
-    )
+    ).round(2)
 
 
 with pd.option_context("display.max_colwidth", None):

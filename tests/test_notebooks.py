@@ -248,7 +248,7 @@ assert (reverse["KL(q‖p)"] <= np.log(2) + 0.002).all()
 assert (forward["KL(q‖p)"] > np.log(2)).tolist() == [False, False, True, True]
 assert (reverse["KL(q‖p)"] < forward["KL(q‖p)"] + 0.002).all()
 assert (reverse["KL(p‖q)"] > forward["KL(p‖q)"] - 0.002).all()
-assert reverse["k-hat"][3] > 0.7 > reverse["k-hat"][4]
+assert (reverse["k-hat"][3] > 0.7, np.isnan(reverse["k-hat"][4])) == (True, True)
 assert reverse["verdict"][1] == forward["verdict"][1] == "reliable"
 
 answers = corrected.T

@@ -242,6 +242,7 @@ def test_khat_of_pareto_weights():
     ("log_weights", "reason"),
     [
         (np.zeros(1000), "constant"),
+        (1e-4 * np.random.default_rng(0).standard_cauchy(size=1000), "constant"),
         (np.full(1000, -np.inf), "only 0 draws"),
         (np.concatenate([np.zeros(10), np.full(990, -np.inf)]), "only 10 draws"),
     ],

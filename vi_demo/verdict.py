@@ -280,9 +280,7 @@ def weights_carry(figures: Figures) -> tuple[bool, tuple[str, ...]]:
     if figures.ess_share > NEARLY_CONSTANT:
         return True, ()
     reasons = []
-    if figures.khat is None:
-        reasons.append(figures.reasons["khat"])
-    elif figures.khat >= figures.khat_threshold:
+    if figures.khat is not None and figures.khat >= figures.khat_threshold:
         reasons.append(
             f"k-hat {figures.khat:.2f} is above {figures.khat_threshold:.2f}: "
             "importance weights cannot correct it"

@@ -9,16 +9,21 @@ from vi_demo.divergences.estimators import Estimate, effective_sample_size
 
 LEAST_TAIL = 25  # draws, for a tail to be fitted
 NEARLY_CONSTANT = 0.95  # ESS / draws above which weights need no smoothing
+CONSTANT = 0.99  # ESS / draws above which their tail has no shape
 REPLICATES = 20
 
 
 def pareto_khat(log_weights: np.ndarray) -> tuple[float | None, str | None]:
-    """Shape of the weights' upper tail, or None and why there is none to fit."""
+    """Shape of the weights' upper tail, or None and why there is none to fit.
+
+    Of weights that are nearly constant it is none: fitted to differences that change no mean, it
+    is a number of their rounding.
+    """
     finite = log_weights[np.isfinite(log_weights)]
     if len(finite) < LEAST_TAIL:
         return None, f"only {len(finite)} draws of the guide lie where the target has density"
-    if np.ptp(finite) < 1e-6:
-        return None, "the importance weights are constant: the guide is exact where it looks"
+    if effective_sample_size(log_weights) > CONSTANT * len(finite):
+        return None, "the importance weights are nearly constant, over 99% of the draws effective"
     khat = float(array_stats.psislw(-log_weights)[1])
     if not np.isfinite(khat):
         return None, "the importance weights have no tail to fit"

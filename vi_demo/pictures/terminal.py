@@ -188,7 +188,9 @@ def figures(summary: dict) -> dict[str, Callable]:
 
 
 def khat(fit: dict) -> str:
-    """k-hat with its spread."""
+    """k-hat with its spread, or that the weights are too much alike to have one."""
+    if "constant" in fit.get("khat_reason", ""):
+        return "constant weights"
     spread = fit.get("khat_spread")
     return number(fit["khat"], 2) + ("" if spread is None else f" ± {number(spread, 2)}")
 
