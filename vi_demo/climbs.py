@@ -98,7 +98,8 @@ def from_each(go: Callable, begin: Array) -> Climbs:
 def apart(found: Climbs) -> Climbs:
     """The climbs that did not lead to where a better one did."""
     kept: list[int] = []
-    for i in np.argsort(-np.asarray(found.elbos)):
+    found = jax.tree.map(np.asarray, found)
+    for i in np.argsort(-found.elbos):
         ways = [
             np.linalg.solve(found.factors[j], found.centres[i] - found.centres[j]) for j in kept
         ]
@@ -106,7 +107,7 @@ def apart(found: Climbs) -> Climbs:
             inside = [np.linalg.norm(way) for way in ways]
         if min(inside, default=np.inf) > 1.0:
             kept.append(int(i))
-    return jax.tree.map(lambda x: x[np.array(kept)], found)
+    return jax.tree.map(lambda x: jnp.asarray(x[np.array(kept)]), found)
 
 
 class Climb(NamedTuple):

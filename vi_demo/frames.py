@@ -21,8 +21,8 @@ class Frame(NamedTuple):
     factor: Array
 
     def out(self, u: Array) -> Array:
-        """The point z of a point u."""
-        return self.shift + (self.factor * u if self.factor.ndim == 1 else self.factor @ u)
+        """The points z of points u, (d,) or (n, d)."""
+        return self.shift + (u * self.factor if self.factor.ndim == 1 else u @ self.factor.T)
 
     def inverse(self) -> Frame:
         """The scale that leads back: u = F⁻¹ (z − shift)."""

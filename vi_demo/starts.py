@@ -164,30 +164,48 @@ def to_scale(target: Target, whole: bool) -> tuple[Frame, Target]:
     return target.programs["to scale", whole]
 
 
+def places(target: Target, whole: bool, key: Array, number: int) -> Frame:
+    """At most `number` local scales to start from, a leading axis of them.
+
+    They are the Gaussians that climbs ended at, each place once but two starts at least. Where
+    there was no climb, they are narrow ones at dispersed points.
+    """
+    found = climbs(target)
+    if found is None:
+        return narrow(points(target, key, number), whole)
+    frames = apart(found).frames(whole)
+    places = len(frames.shift)
+    order = np.arange(np.clip(places, 2, number)) % places
+    return jax.tree.map(lambda x: np.asarray(x)[order], frames)
+
+
+def narrow(at: Array, whole: bool) -> Frame:
+    """Narrow scales at points (n, d)."""
+    factors = np.full(at.shape, NARROW)
+    return Frame(at, factors[:, None, :] * np.eye(at.shape[1]) if whole else factors)
+
+
 def guides(target: Target, family: Family, frame: Frame, key: Array, number: int) -> dict:
     """Parameters of at most `number` guides to start from in u, z = shift + factor u, stacked.
 
-    They are the Gaussians that climbs ended at, each place once but two starts at least. A family
-    of several components has one at some climb's end each. Where there was no climb, they are
-    narrow ones at dispersed points.
+    Of one component, they are at the `places` to start from; of several, each has one at some
+    climb's end. Where there was no climb, they are narrow ones at dispersed points.
     """
     found = climbs(target)
     if found is None:
         return jax.vmap(lambda z: family.init(z, NARROW))(points(target, key, number))
-    found, back = apart(found), frame.inverse()
-    places = len(found.elbos)
     if family.components == 1:
-        order = np.arange(np.clip(places, 2, number)) % places
+        each = places(target, family.turns, key, number)
     else:
-        shape = (number, family.components)
-        order = np.array(jax.random.randint(key, shape, 0, places))
-        order[:, 0] = np.arange(number) % places
-    each = jax.tree.map(lambda x: x[order], found.frames(family.turns))
+        found, shape = apart(found), (number, family.components)
+        order = np.array(jax.random.randint(key, shape, 0, len(found.elbos)))
+        order[:, 0] = np.arange(number) % len(found.elbos)
+        each = jax.tree.map(lambda x: x[order], found.frames(family.turns))
     around = noise.normal(key, each.shift.shape) * (family.components > 1)
     if ("start", family.name) not in target.programs:
         begin = jax.jit(jax.vmap(partial(start_at, family), in_axes=(None, 0, 0)))
         target.programs["start", family.name] = begin
-    return target.programs["start", family.name](back, each, around)
+    return target.programs["start", family.name](frame.inverse(), each, around)
 
 
 def start_at(family: Family, back: Frame, at: Frame, u: Array) -> dict:

@@ -97,14 +97,23 @@ def normal_noise(key: Array, number: int, dim: int, whiten: bool = True) -> Arra
     Whitened, its mean is exactly 0 and its covariance exactly I: then nothing of reverse KL's
     score is left on Gaussian guides. Unwhitened it is unbiased, as a proposal has to be.
     """
-    seed = np.asarray(jax.random.key_data(key)).ravel()
-    uniform = qmc.Sobol(dim, rng=np.random.default_rng(seed)).random(number)
-    noise = ndtri(np.clip(uniform, 1e-16, 1 - 1e-16))
+    noise = normal_of(sobol(key, dim), number)
     if whiten and number > 2 * dim:
         noise -= noise.mean(0)
         factor = np.linalg.cholesky(noise.T @ noise / number)
         noise = np.linalg.solve(factor, noise.T).T
     return jnp.asarray(noise)
+
+
+def sobol(key: Array, dim: int) -> qmc.Sobol:
+    """A scrambled Sobol sequence, the same for the same key of JAX's."""
+    seed = np.asarray(jax.random.key_data(key)).ravel()
+    return qmc.Sobol(dim, rng=np.random.default_rng(seed))
+
+
+def normal_of(sequence: qmc.Sobol, number: int) -> np.ndarray:
+    """The next (number, d) of a sequence as standard normal noise."""
+    return ndtri(np.clip(sequence.random(number), 1e-16, 1 - 1e-16))
 
 
 def draws_of_target(points, weights, log_p, log_evidence: float) -> TargetDraws:
