@@ -18,6 +18,7 @@ hands, and a round may improve it by `TOLERANCE`.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -100,14 +101,16 @@ def fit(
     report: Report = silent,
     begin: dict | None = None,
     seconds: float = SECONDS,
+    tolerance: float = TOLERANCE,
 ) -> Fit:
     """Fit a family to a target by maximising E_p[log q] over weighted draws of p.
 
     With `begin`, the guide of these parameters makes the first draws and no SMC comes to its
     help: that is adaptive importance sampling alone, given up where its weights are refused.
-    After so many `seconds` no round is begun.
+    After so many `seconds` no round is begun. `tolerance` is the error wanted of the fit,
+    KL(q*‖q) in nats: the number of draws follows from it.
     """
-    loop = fitter(target, family, report, begin, seconds)
+    loop = fitter(target, family, report, begin, seconds, tolerance)
     return run(loop, key, "forward_kl", family, report)
 
 
@@ -117,17 +120,14 @@ def fitter(
     report: Report = silent,
     begin: dict | None = None,
     seconds: float = SECONDS,
+    tolerance: float = TOLERANCE,
 ) -> Fitter:
     """Rounds of weighted draws, each followed by a weighted maximum-likelihood fit."""
-
-    @jax.jit
-    def draw(params, noise):
-        points, log_masses = family.draw(params, noise)
-        return points, log_masses - family.distribution(params).log_prob(points)
-
-    @jax.jit
-    def likelihood(params, points, weights):
-        return weights @ family.distribution(params).log_prob(points)
+    if ("forward", family.name) not in target.programs:
+        target.programs["forward", family.name] = programs(family)
+    draw, likelihood = target.programs["forward", family.name]
+    coarser = (tolerance / TOLERANCE) ** 0.5
+    mean_error = coarser * MEAN_ERROR
 
     # With so many rows SMC is out of reach; then the curvature is nearly all there is to find.
     slow = target.draws is None and smc.seconds(target, smc.PARTICLES * RUNS) > SECONDS
@@ -161,7 +161,7 @@ def fitter(
     def from_smc(state, key):
         share = state.rounds / MAX_ROUNDS
         tempered = smc.temper(
-            *(target, key, smc.number_of_particles(target, RUNS, SECONDS / 2), RUNS),
+            *(target, key, number_of_particles(), RUNS),
             report=lambda part, text: report("forward_kl", share + part / MAX_ROUNDS, text),
             seconds=seconds,
         )
@@ -174,6 +174,11 @@ def fitter(
         new = Batch(points, draws.weights[order], smc.effective_draws(draws), log_p, log_z)
         state = state._replace(particles=(*state.particles, new), short=state.short or short)
         return spend(state, tempered.evaluations)
+
+    def number_of_particles():
+        most = smc.number_of_particles(target, RUNS, SECONDS / 2)
+        enough = 2 ** int(np.ceil(np.log2(smc.PARTICLES / coarser**2)))
+        return min(most, max(enough, smc.PARTICLES // 4))
 
     def from_guide(state, key):
         noise = normal_noise(key, number_of_draws(state), target.dim, whiten=False)
@@ -200,7 +205,8 @@ def fitter(
         return state._replace(weighted=(*state.weighted, new), yield_=yield_)
 
     def number_of_draws(state):
-        missing = (1 / MEAN_ERROR**2 - state.ess) / state.yield_
+        missing = max(1 / mean_error**2, parameters(state) / (2 * tolerance)) - state.ess
+        missing = missing / state.yield_
         least, most = (target.affordable(n, WEIGHING / 2) for n in DRAWS)
         # A power of two, as Sobol sequences have it.
         return 2 ** int(np.log2(np.clip(2 ** np.ceil(np.log2(max(missing, 1))), least, most)))
@@ -221,9 +227,12 @@ def fitter(
         source = "guide" if state.rounds == 1 else state.source
         return state._replace(params=params, gain=gain, source=source)
 
-    def noise(state):
+    def parameters(state):
         moments = target.dim * (target.dim + 3) // 2
-        return (moments if family.judged else number_of_parameters(state.params)) / (2 * state.ess)
+        return moments if family.judged else number_of_parameters(state.params)
+
+    def noise(state):
+        return parameters(state) / (2 * state.ess)
 
     def record(state):
         row = {"ess": state.ess, "khat": state.khat, **state.params}
@@ -239,11 +248,12 @@ def fitter(
         late = time.perf_counter() - state.began > seconds + more
         hopeless = begin is not None and bool(state.short) and state.rounds >= PATIENCE
         last = state.rounds >= MAX_ROUNDS or late or hopeless
-        error = MEAN_ERROR_TOLERATED if last or state.source == "smc" else MEAN_ERROR
+        dearer = coarser * MEAN_ERROR_TOLERATED
+        error = dearer if last or state.source == "smc" else mean_error
         if last and state.short and (alone or not state.weighted):
             return Assessment("stopped", 1.0, text)
-        enough = noise(state) <= TOLERANCE and state.ess >= 1 / error**2
-        little = max(3 * noise(state), TOLERANCE if family.judged else 0.0)
+        enough = noise(state) <= tolerance and state.ess >= 1 / error**2
+        little = max(3 * noise(state), tolerance if family.judged else 0.0)
         if enough and state.gain < little:
             return Assessment("converged", 1.0, text)
         if last:
@@ -265,6 +275,21 @@ def fitter(
         }
 
     return Fitter("moment_matching", init, advance, assess, finish)
+
+
+def programs(family: Family) -> tuple[Callable, Callable]:
+    """Compiled: points of noise, with the log of what mass over density each has; E_p[log q]."""
+
+    @jax.jit
+    def draw(params, noise):
+        points, log_masses = family.draw(params, noise)
+        return points, log_masses - family.distribution(params).log_prob(points)
+
+    @jax.jit
+    def likelihood(params, points, weights):
+        return weights @ family.distribution(params).log_prob(points)
+
+    return draw, likelihood
 
 
 def together(state: State) -> tuple:
