@@ -36,6 +36,7 @@ from vi_demo.guides import Family
 from vi_demo.target import Target, finite_or_minus_inf
 
 STARTS = 8
+LANES = 8  # starts more than which are gathered where they have met
 LEAST_DRAWS = 64  # of a batch
 BATCHES = 256  # fresh ones that a round looks at, at most,
 LEAST_HANDFULS = 16  # unless these are more
@@ -216,21 +217,24 @@ def stepper(target: Target) -> Callable:
 
 
 def descender(target: Target, family: Family) -> Callable:
-    """Steps of every start until it is done, or out of draws that it has not looked at.
+    """Steps of every start until it is done, or out of draws that it has not looked at, or, where
+    all are to be `held`, done with those that stay the same.
 
-    (states, noise, handful, wanted error) -> states; where they lead, its volume and parameters;
-    the number of steps; ELBOs and parameters after each, not of those beyond what is recorded.
+    (states, noise, handful, wanted error, held) -> states; where they lead, its volume and
+    parameters; the number of steps; ELBOs and parameters after each, not of those beyond what is
+    recorded.
     """
     once = jax.vmap(stepper(target), (None, None, None, 0))
     unit = family.init(jnp.zeros(target.dim), 1.0)
     parameters = jax.vmap(lambda at: family.moved(unit, *at))
 
-    def descend(states, noise, handful, wanted):
+    def descend(states, noise, handful, wanted, held):
         number = sum(x.size for x in jax.tree.leaves(states.here))
         recorded = min(MOST_STEPS + len(noise), MOST_RECORDED // number)
 
         def on(states):
-            return ~states.done & (states.used + handful <= len(noise))
+            waits = held | (states.used + handful > len(noise))
+            return ~states.done & ~(waits & (states.fresh > 0))
 
         def step_on(carry):
             row, old, path, elbos = carry
@@ -282,11 +286,14 @@ class Ends(NamedTuple):
 class Progress(NamedTuple):
     """All starts, the rounds that they have been through, and what was counted in those.
 
-    `noise` makes batches; `base` (n, d) is what ends are told by. In between two supplies of
-    noise a round is not `over`.
+    Of many starts, those that have met on the same draws go on as one: `lane` says for each start
+    which of `every` it is, `held` that they have not been gathered yet. `noise` makes batches;
+    `base` (n, d) is what ends are told by. In between two supplies of noise a round is not `over`.
     """
 
     every: State
+    lane: np.ndarray
+    held: bool
     noise: qmc.Sobol
     base: Array
     rounds: int = 0
@@ -333,21 +340,30 @@ def fitter(target: Target, family: Family, at: Array | None = None) -> Fitter:
         else:
             places = starts.places(target, family.turns, start_key, STARTS)
         sequence = sobol(noise_key, dim)
-        return Progress(beginning(places), sequence, supply(sequence, 1, BASE_DRAWS)[0])
+        every, base = beginning(places), supply(sequence, 1, BASE_DRAWS)[0]
+        lane = np.arange(len(every.done))
+        return Progress(every, lane, len(lane) > LANES, sequence, base)
 
     def advance(state):
         if state.over:
-            steps = state.steps + state.every.steps
+            steps = state.steps + state.every.steps[state.lane]
             every = again(state.every, state.ends)
-            steps -= every.steps  # of those that have settled, and stay as they are
+            steps -= every.steps[state.lane]  # of those that have settled, and stay as they are
             state = state._replace(every=every, rounds=state.rounds + 1, steps=steps, over=False)
         handful = handfuls[min(state.rounds, len(handfuls) - 1)]
         drawn = supply(state.noise, max(handful, min(SUPPLY, most)), size)
         wanted = TOLERANCE if state.rounds else ROUGHLY
-        found = jax.device_get(descend(state.every, drawn, handful, wanted))
+        found = jax.device_get(descend(state.every, drawn, handful, wanted, state.held))
         every, end, volume, rows, elbos, params = found
         over, number = bool(every.done.all()), int((every.steps - state.every.steps).sum())
-        info = {"elbo": elbos[:rows] + constant} | {k: v[:rows] for k, v in params.items()}
+        info = {"elbo": elbos + constant, **params}
+        info = {k: v[:rows, state.lane] for k, v in info.items()}
+        if state.held:
+            lane, kept = gathered(every)
+            steps = every.steps
+            every = jax.tree.map(lambda x: x[kept], every)
+            every = every._replace(steps=0 * every.steps)
+            state = state._replace(lane=lane, held=False, steps=steps)
         state = state._replace(
             every=every,
             over=over,
@@ -362,7 +378,10 @@ def fitter(target: Target, family: Family, at: Array | None = None) -> Fitter:
         return state, info
 
     def assess(state):
-        steps, share = int((state.steps + state.every.steps).max()), state.rounds / ROUNDS
+        steps, share = (
+            int((state.steps + state.every.steps[state.lane]).max()),
+            state.rounds / ROUNDS,
+        )
         if not state.over:
             return Assessment(None, share, f"{steps} steps")
         best, settled = int(state.ends.elbo.argmax()), state.ends.settled
@@ -374,20 +393,21 @@ def fitter(target: Target, family: Family, at: Array | None = None) -> Fitter:
         return Assessment("converged" if settled[best] else "stopped", 1.0, text)
 
     def finish(state):
-        ends, best = state.ends, int(state.ends.elbo.argmax())
-        steps = state.steps + state.every.steps
+        elbos = state.ends.elbo[state.lane]
+        params = {k: v[state.lane] for k, v in state.ends.params.items()}
+        best, steps = int(elbos.argmax()), state.steps + state.every.steps[state.lane]
         none = {"log_density": 0, "gradient": 0}
         spent = starts.evaluations(target) if at is None else none
-        told = len(steps) * BASE_DRAWS * (state.rounds + 1)
+        told = len(state.ends.elbo) * BASE_DRAWS * (state.rounds + 1)
         return {
-            "params": {k: jnp.asarray(v[best]) for k, v in ends.params.items()},
+            "params": {k: jnp.asarray(v[best]) for k, v in params.items()},
             "steps": int(steps[best]),
             "best": best,
             "evaluations": {
                 "log_density": spent["log_density"] + told,
                 "gradient": spent["gradient"] + state.looks * size,
             },
-            "restarts": {"elbo": ends.elbo, "steps": steps, **ends.params},
+            "restarts": {"elbo": elbos, "steps": steps, **params},
             "notes": state.notes,
         }
 
@@ -419,6 +439,25 @@ def again(states: State, ends: Ends) -> State:
         return np.where(ends.settled.reshape(-1, *[1] * (new.ndim - 1)), old, new)
 
     return jax.tree.map(pick, states, new)
+
+
+def gathered(states: State) -> tuple[np.ndarray, np.ndarray]:
+    """For each of many starts the place it has in common with others; one start of each place.
+
+    On the same draws they have the same summits. Places are as many as a power of two, so that
+    few numbers of them are compiled for.
+    """
+    lane, kept = np.full(len(states.done), -1), []
+    height = states.seen.height + states.volume
+    for i in np.argsort(-np.where(np.isfinite(height), height, -np.inf)):
+        if lane[i] < 0:
+            here = jax.tree.map(lambda x, i=i: x[i : i + 1], states.here)
+            near = (lane < 0) & (moved(states.here, here) < MOVED)
+            near[i] = True
+            lane[near] = len(kept)
+            kept.append(i)
+    places = 2 ** int(np.ceil(np.log2(len(kept))))
+    return lane, np.array(kept + [kept[0]] * (places - len(kept)))
 
 
 def mean_heights(target: Target, at: Frame, base: np.ndarray) -> np.ndarray:
