@@ -197,8 +197,9 @@ def vi_demo() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON, nothing else.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 @click.option("--strict", is_flag=True, help="Exit with 3 where no fit is usable.")
+@click.option("--timings", is_flag=True, help="Say where each second went.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
-def run(model, data, fits, out, as_json, quiet, strict, debug, **settings) -> int:
+def run(model, data, fits, out, as_json, quiet, strict, timings, debug, **settings) -> int:
     """Fit, diagnose and save MODEL.
 
     MODEL is path/file.py[:function], package.module:function or the name of a bundled model; or
@@ -206,11 +207,13 @@ def run(model, data, fits, out, as_json, quiet, strict, debug, **settings) -> in
     """
     from vi_demo import loading, results
     from vi_demo.pictures import terminal
+    from vi_demo.timings import Timings, compiling
 
     ask_for_double()
-
+    timed = Timings()
     aside = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
-    with aside, terminal.progress(quiet) as report:
+    with aside, terminal.progress(quiet) as bars, contextlib.ExitStack() as watched:
+        report = timed.watching(bars)
         report("start", 0.0, f"importing {model} and what it needs")
         of_draws = drawn.is_file(model)
         loaded = model if of_draws else loading.load(model, data)
@@ -218,6 +221,7 @@ def run(model, data, fits, out, as_json, quiet, strict, debug, **settings) -> in
         results.check_folder(out)
         report("start", 0.5, "importing JAX and NumPyro")
         prepare_jax()
+        spans = watched.enter_context(compiling())
         from vi_demo import study
 
         tree = in_either_precision(
@@ -239,11 +243,14 @@ def run(model, data, fits, out, as_json, quiet, strict, debug, **settings) -> in
             pictures["path.png"] = lambda path: figures.save(figures.path_figure(tree), path)
         results.save(tree, out, pictures)
         report("save", 1.0, str(out))
+        seconds = timed.seconds(spans)
     summary = results.summary(tree)
     if as_json:
         click.echo(tree.attrs["summary"])
     elif not quiet:
         terminal.show(summary, out)
+    if timings and not quiet:
+        terminal.show_timings(seconds, aside=as_json)
     usable = any(fit["verdict"] in results.USABLE for fit in summary["fits"].values())
     return NO_USABLE_FIT if strict and not usable else 0
 

@@ -239,9 +239,10 @@ def fitted(name: str, fit_once: Callable, judge_fit: Callable, report: Report) -
     """The fit of a name, judged."""
     report(name, 0.0, "compiling")
     fit = fit_once(name)
-    report(name, 1.0, "measuring")
+    report(name, 1.0, fit.status)
+    report("measure", 1.0, name)
     judged = judge_fit(name, fit)
-    report(name, 1.0, judged.verdict.verdict)
+    report("measure", 1.0, f"{name}: {judged.verdict.verdict}")
     return judged
 
 

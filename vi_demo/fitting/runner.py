@@ -21,6 +21,7 @@ import numpy as np
 from vi_demo.fitting.objectives import TargetDraws
 from vi_demo.frames import Frame
 from vi_demo.guides import Family
+from vi_demo.timings import compiling, covered
 
 PATH_POINTS = 400  # of the way there that are kept
 
@@ -156,21 +157,11 @@ def choose(condition: jax.Array, yes, no):
 def clock() -> Iterator[dict[str, float]]:
     """Wall seconds of a block, split into tracing and compiling, and the rest."""
     seconds = {"compile": 0.0, "run": 0.0}
-    spans = []  # of tracing and compiling; one may lie within another
-
-    def add(event: str, duration: float, **_):
-        if event.startswith("/jax/core/compile/"):
-            now = time.perf_counter()
-            spans.append((now - duration, now))
-
     start = time.perf_counter()
-    jax.monitoring.register_event_duration_secs_listener(add)
-    try:
-        yield seconds
-    finally:
-        jax.monitoring.unregister_event_duration_listener(add)
-        counted = start
-        for begin, end in sorted(spans):
-            seconds["compile"] += max(end - max(begin, counted), 0.0)
-            counted = max(counted, end)
-        seconds["run"] = time.perf_counter() - start - seconds["compile"]
+    with compiling() as spans:
+        try:
+            yield seconds
+        finally:
+            end = time.perf_counter()
+            seconds["compile"] = covered(spans, start, end)
+            seconds["run"] = end - start - seconds["compile"]

@@ -97,6 +97,21 @@ def show(summary: dict, folder: Path) -> None:
     console.print(f"\nSaved in {folder}/", markup=False)
 
 
+def show_timings(seconds: dict[str, dict[str, float]], aside: bool) -> None:
+    """Where each second went, on standard error if `aside`."""
+    grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    grid.add_column("where the seconds went", style="dim")
+    for title in ("compiling", "running", "together"):
+        grid.add_column(title, justify="right")
+    total = {k: sum(s[k] for s in seconds.values()) for k in ("compile", "run")}
+    for phase, each in (*seconds.items(), ("all", total)):
+        columns = each["compile"], each["run"], each["compile"] + each["run"]
+        grid.add_row(spoken(phase), *(f"{x:.1f}" for x in columns))
+    console = Console(highlight=False, stderr=aside)
+    console.print()
+    console.print(grid)
+
+
 def heading(summary: dict) -> str:
     """What was fitted, and what it was measured against."""
     model, reference = summary["model"], summary["reference"]
