@@ -181,6 +181,19 @@ def test_the_same_seed_gives_the_same_bits(finished, command, tmp_path):
             assert a.equals(b)
 
 
+def test_timings_say_where_each_second_went(command, tmp_path):
+    """On standard error beside --json, phase by phase, adding up."""
+    done = command("run", "bimodal", "--draws", "500", "--json", "--timings")
+    assert done.returncode == 0, done.stderr
+    json.loads(done.stdout)
+    rows = re.findall(r"^(\w[\w ]*?) +([\d.]+) +([\d.]+) +([\d.]+)$", done.stderr, re.MULTILINE)
+    found = {name: [float(x) for x in each] for name, *each in rows}
+    assert {"start", "reference", "reverse KL", "measure", "forward KL", "save"} < set(found)
+    whole = found.pop("all")
+    assert whole == pytest.approx([sum(x) for x in zip(*found.values(), strict=True)], abs=0.5)
+    assert whole[2] == pytest.approx(whole[0] + whole[1], abs=0.15)
+
+
 def test_one_fit_without_reference_strictly(command, tmp_path):
     done = command(
         *("run", "bimodal", "--fit", "reverse_kl", "--guide", "diagonal", "--reference", "none"),

@@ -18,7 +18,7 @@ from vi_demo.divergences.generators import (
     total_variation,
 )
 from vi_demo.errors import InputError
-from vi_demo.fitting import objectives, svi
+from vi_demo.fitting import moment_matching, objectives, svi
 from vi_demo.fitting.path import follow
 from vi_demo.reference import smc
 
@@ -204,6 +204,20 @@ def test_supports_that_depend_on_other_sites():
     elbo = float(jnp.mean(target.log_densities(draws) - fit.guide.log_prob(draws)))
     assert fit.history["elbo"][-1, fit.best] == pytest.approx(elbo, abs=0.05)
     assert -0.2 < elbo < 0  # the log evidence is 0
+
+
+def test_forward_kl_takes_as_many_draws_as_the_wanted_error_needs(correlated):
+    """KL(q*‖q) is below the error asked for; to ask for less costs less."""
+    family = guides.family("full_rank")
+    fine, coarse = (
+        moment_matching.fit(correlated, family, KEY, tolerance=error) for error in (0.001, 0.05)
+    )
+    p = dist.MultivariateNormal(jnp.array([3.0, -2.0]), CORRELATED)
+    for fit, error in ((fine, 0.001), (coarse, 0.05)):
+        assert fit.status == "converged"
+        assert dist.kl_divergence(p, fit.guide) < error
+        assert fit.measured["error"] < error
+    assert coarse.evaluations["log_density"] < 0.5 * fine.evaluations["log_density"]
 
 
 def test_forward_kl_on_draws_is_maximum_likelihood():

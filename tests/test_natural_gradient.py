@@ -115,3 +115,27 @@ def test_it_is_the_default_where_it_can_be_and_refused_where_not():
         one(mixture, optimizer="adam")
     with pytest.raises(InputError, match="no optimizer named 'newton'; choose from natural, adam"):
         one(FULL, optimizer="newton")
+
+
+def test_it_arrives_from_bad_starts():
+    """On a bent ridge, from each of six points alone, whose climbs nobody made."""
+    target = Target.from_log_density(
+        lambda z: -0.5 * z[0] ** 2 - 2.0 * (z[1] - z[0] ** 2) ** 2, 2, name="banana"
+    )
+    points = np.random.default_rng(0).uniform(-4, 4, (6, 2))
+    fits = [natural_gradient.fit(target, FULL, KEY, begin=point[None]) for point in points]
+    elbos = np.array([elbo(target, FULL, fit) for fit in fits])
+    assert {fit.status for fit in fits} == {"converged"}
+    assert np.ptp(elbos) < 0.05
+    assert "climbs" not in target.programs
+
+
+def test_of_many_starts_those_that_met_go_on_as_one():
+    target = gaussian(ill_scaled(4), 1.0)
+    points = np.random.default_rng(0).uniform(-2, 2, (64, 4))
+    one, many = (natural_gradient.fit(target, FULL, KEY, begin=points[:n]) for n in (1, 64))
+    assert many.restarts["loc"].shape == (64, 4)
+    np.testing.assert_allclose(many.restarts["elbo"], one.restarts["elbo"][0], atol=1e-6)
+    assert many.restarts["steps"].min() >= 2
+    np.testing.assert_allclose(guides.covariance_of(many.guide) / ill_scaled(4), 1.0, rtol=1e-4)
+    assert many.evaluations["log_density"] == one.evaluations["log_density"]

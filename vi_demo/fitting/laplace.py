@@ -26,7 +26,7 @@ from vi_demo.guides import Family, nearest
 from vi_demo.target import Target, finite_or_minus_inf
 
 MAX_STEPS = 100
-DAMPING = 10.0 ** jnp.arange(-2, 7)  # tried at each step, times the last that was best
+DAMPING = 10.0 ** np.arange(-2, 7)  # tried at each step, times the last that was best
 NEAR = 0.1  # sds from the mode, where Newton's own step is taken
 MARGINAL = "a diagonal guide has the marginal widths of a Gaussian with correlations"
 

@@ -78,15 +78,17 @@ class State(NamedTuple):
 
     `here` is the Gaussian that `seen` is of, as the scale on which it is N(0, I), and `volume`
     its log |det F|; `rate` the length of the next step from it, 0 where it has not been looked
-    at. `fresh` is 0 while draws stay the same, then 1 more than the handfuls of fresh ones that
-    it was held against; `gaps` the sum of how far each of those was off; `since` is the guide
-    that they began at; `used` counts the batches in hand that are not fresh any more.
+    at, and `reach` the sds that it may move. `fresh` is 0 while draws stay the same, then 1 more
+    than the handfuls of fresh ones that it was held against; `gaps` the sum of how far each of
+    those was off; `since` is the guide that they began at; `used` counts the batches in hand that
+    are not fresh any more.
     """
 
     here: Frame
     volume: Array
     seen: Seen
     rate: Array
+    reach: Array
     fresh: Array
     gaps: Array
     since: Frame
@@ -114,7 +116,7 @@ class State(NamedTuple):
 
     def stepped(self, rate: Array) -> tuple[Frame, Array]:
         """The guide that a natural step of that length leads to; of length 0, the guide itself."""
-        end, wider = step(self.here, self.seen, rate)
+        end, wider = step(self.here, self.seen, rate, self.reach)
         return end, self.volume + wider
 
 
@@ -123,25 +125,32 @@ def averaging(fresh: Array) -> Array:
     return jnp.where(fresh > 1, 1.0 / jnp.maximum(fresh, 1), 0.0)
 
 
-def step(at: Frame, seen: Seen, rate: Array) -> tuple[Frame, Array]:
-    """The guide that a natural step of that length leads to, and by how much its volume grows."""
+def step(at: Frame, seen: Seen, rate: Array, reach: Array) -> tuple[Frame, Array]:
+    """The guide that a natural step of that length leads to, and by how much its volume grows.
+
+    The mean moves by so many sds at most.
+    """
     low, high = CURVATURE
     if at.factor.ndim == 1:
         precision = 1 - rate + rate * jnp.clip(seen.curvature, low, high)
-        move = within_reach(rate * seen.slope / precision)
+        move = within(reach, rate * seen.slope / precision)
         narrower = at.factor / jnp.sqrt(precision)
     else:
         values, vectors = jnp.linalg.eigh(seen.curvature)
         precision = 1 - rate + rate * jnp.clip(values, low, high)
-        move = within_reach(rate * vectors @ (vectors.T @ seen.slope / precision))
+        move = within(reach, rate * vectors @ (vectors.T @ seen.slope / precision))
         narrower = at.factor @ ((vectors / jnp.sqrt(precision)) @ vectors.T)
     return Frame(at.out(move), narrower), -0.5 * jnp.log(precision).sum()
 
 
-def within_reach(move: Array) -> Array:
-    """A move in sds (d,), no longer than a draw of the guide is far."""
-    length = jnp.linalg.norm(move)
-    return move * jnp.minimum(1.0, (1 + move.size**0.5) / jnp.maximum(length, 1e-12))
+def usual_reach(d: int) -> float:
+    """Sds that a draw is from the mean, and one more."""
+    return 1 + d**0.5
+
+
+def within(reach: Array, move: Array) -> Array:
+    """A move in sds (d,), no longer than that."""
+    return move * jnp.minimum(1.0, reach / jnp.maximum(jnp.linalg.norm(move), 1e-12))
 
 
 def looker(target: Target) -> Callable:
@@ -181,7 +190,7 @@ def stepper(target: Target) -> Callable:
     look = looker(target)
 
     def once(noise, handful, wanted, state):
-        first, same = state.rate == 0, state.fresh == 0
+        first, same, d = state.rate == 0, state.fresh == 0, target.dim
         length = jnp.where(same, state.rate, averaging(state.fresh))
         tried, volume = state.stepped(length)
         seen = look(tried, noise, jnp.where(same, 0, state.used), handful)
@@ -193,6 +202,8 @@ def stepper(target: Target) -> Callable:
         old = state.here, state.volume, state.seen
         here, volume, seen = choose(accepted, (tried, volume, seen), old)
         rate = jnp.where(rises, jnp.minimum(1.0, 2 * state.rate), 0.25 * state.rate)
+        # A guide that has narrowed on its way has yet far to go, in its own sds.
+        farther = jnp.where(rises, 2 * state.reach, 0.25 * state.reach)
         settled = (seen.gap < SETTLED) | (rate < SHORTEST) | (rises & (gain < SETTLED))
         settled = ~first & settled | (state.steps + 1 >= MOST_STEPS)
         state = state._replace(
@@ -200,6 +211,7 @@ def stepper(target: Target) -> Callable:
             volume=volume,
             seen=seen,
             rate=jnp.where(first, 1.0, rate),
+            reach=jnp.where(same & ~settled, farther, usual_reach(d)),
             fresh=jnp.where(same, settled.astype(int), state.fresh + 1),
             gaps=state.gaps + jnp.where(same, 0.0, seen.gap),
             since=choose(same, here, state.since),
@@ -424,7 +436,8 @@ def beginning(at: Frame, volume: np.ndarray | None = None) -> State:
     zero = np.zeros(len(at.shift), at.shift.dtype)
     none, no = np.zeros(len(zero), int), np.zeros(len(zero), bool)
     nothing = Seen(zero - np.inf, 0 * at.shift, 0 * at.factor, ~no)
-    return State(at, volume, nothing, zero, none, zero, at, *[none] * 4, at, no)
+    reach = zero + usual_reach(at.shift.shape[1])
+    return State(at, volume, nothing, zero, reach, none, zero, at, *[none] * 4, at, no)
 
 
 def again(states: State, ends: Ends) -> State:
@@ -509,6 +522,6 @@ def supply(sequence: qmc.Sobol, batches: int, size: int) -> Array:
     half = normal_of(sequence, batches * size // 2).reshape(batches, size // 2, dim)
     drawn = np.concatenate([half, -half], axis=1)
     if size > 2 * dim:
-        factors = np.linalg.cholesky(np.einsum("bni,bnj->bij", drawn, drawn) / size)
+        factors = np.linalg.cholesky(drawn.swapaxes(1, 2) @ drawn / size)
         drawn = np.linalg.solve(factors, drawn.swapaxes(1, 2)).swapaxes(1, 2)
     return drawn
