@@ -13,7 +13,8 @@ importance weights. From that follows which verdicts are false:
 - *false alarm*: called unreliable, and yet total variation is below 0.05;
 - *false correction*: called correctable, and yet its corrected means are off by more than 0.1 sd
   or its corrected sds by more than 5 %, by its weights or by `--correct`, as its advice says;
-- *false ladder*: `--correct` called its last rung right, and its draws are off by as much.
+- *false ladder*: `--correct` called its last rung right, and its draws are off by as much, or,
+  where it ended at a fit as it is, their sds by more than the 10 % that *reliable* allows.
 
 Of the reference it is asked whether its log evidence is within three of its stated errors of the
 truth, and within 0.1 nats. Its cost and the diagnostics' is compared with that of NumPyro's NUTS,
@@ -44,6 +45,7 @@ COVERED = 0.1  # of a mode's mass
 MISSED = 0.05
 CLOSE, FAR = 0.05, 0.1  # total variation
 MEAN_FAR, MEAN_WRONG, SD_WRONG = 0.15, 0.1, 0.05
+SD_RELIABLE = 0.1  # that a fit may be off by which is used as it is
 NOISE = 3.0  # standard errors
 KEPT = "verdict", "reasons", "advice", "confidence", "khat", "modes_covered", "mass_covered"
 NOTHING = {"mean": 0.0, "sd": 0.0}  # where the truth has no moments to compare with
@@ -200,7 +202,8 @@ def faults(row: dict) -> list[str]:
         by = weighed if "importance weights" in f["advice"] else row["ladder"]
         if f["verdict"] == "correctable" and wrongly_corrected(by):
             found.append(f"{fit} false correction")
-    if row["ladder"]["passes"] and wrongly_corrected(row["ladder"]):
+    allowed = SD_RELIABLE if row["ladder"]["ends"].endswith("as it is") else SD_WRONG
+    if row["ladder"]["passes"] and wrongly_corrected(row["ladder"], allowed):
         found.append("its false ladder")
     evidence = row["evidence"]
     if evidence and abs(evidence["error"]) > NOISE * max(evidence["stated"], 1e-3):
@@ -210,9 +213,9 @@ def faults(row: dict) -> list[str]:
     return found
 
 
-def wrongly_corrected(off: dict) -> bool:
+def wrongly_corrected(off: dict, sd_allowed: float = SD_WRONG) -> bool:
     """Whether means or sds are off by more than a correction may be."""
-    return off["mean"] > MEAN_WRONG or off["sd"] > SD_WRONG
+    return off["mean"] > MEAN_WRONG or off["sd"] > sd_allowed
 
 
 def table_of(rows: list[dict]) -> Table:

@@ -107,10 +107,29 @@ CASES = {
         "unreliable",
         "with its weights x[A] is too wide: 1.20",
     ),
-    "corrected as far as the reference can tell": (
-        {"sites": site([0.4, 0.0], [1.0, 1.0], corrected=(0.01, 1.06), mcse=0.03)},
+    "corrected, and known to be": (
+        {
+            "sites": site([0.4, 0.0], [1.0, 1.0], corrected=(0.01, 1.03), mcse=0.02),
+            "divergences": {"total_variation": Estimate(0.2, 0.01)},
+        },
         "correctable",
         "mean of x[A] is off by 0.40",
+    ),
+    "not known to be corrected": (
+        {
+            "sites": site([0.4, 0.0], [1.0, 1.0], corrected=(0.01, 1.03), mcse=0.046),
+            "divergences": {"total_variation": Estimate(0.2, 0.01)},
+        },
+        "unreliable",
+        "with its weights the sd of x[A] is known to 5% only",
+    ),
+    "corrected, but not by enough": (
+        {
+            "sites": site([0.4, 0.0], [1.0, 1.0], corrected=(0.01, 1.06), mcse=0.02),
+            "divergences": {"total_variation": Estimate(0.2, 0.01)},
+        },
+        "unreliable",
+        "with its weights x[A] is too wide: 1.06",
     ),
     "k-hat too high": (
         {

@@ -25,6 +25,7 @@ MISSED_MASS = 0.01, 0.05  # told of, and too much
 MEAN_ERROR = 0.1  # reference sds
 SD_RATIO = 1.1
 CORRECTED_SD_RATIO = 1.05
+CORRECTED_ERROR = 0.03  # of log sd: known no better, it is not known to be within that ratio
 TOTAL_VARIATION = 0.05, 0.1  # too near to be called unreliable, too far to be called reliable
 LEAST_ESS = 1_000  # of weighted draws: an sd is known within 2 % then
 LEAST, MOST = 0.01, 1_000  # figures that are written out
@@ -233,9 +234,25 @@ def wrong_sites(
 
 
 def still_wrong(figures: Figures) -> tuple[str, ...]:
-    """What is off after weighting, beyond the reference's own noise."""
-    found = wrong_sites(figures, "corrected_", CORRECTED_SD_RATIO, slack=1.0)
-    return tuple(f"with its weights {reason}" for reason in found)
+    """What is off after weighting, or not known well enough to say that it is not."""
+    found = wrong_sites(figures, "corrected_", CORRECTED_SD_RATIO)
+    reasons = [f"with its weights {reason}" for reason in found]
+    known = {
+        k: s["corrected_log_sd_mcse"]
+        for k, s in figures.sites.items()
+        if "corrected_sd_ratio" in s
+    }
+    errors = {
+        label: error
+        for name, each in known.items()
+        for label, error in zip(figures.labels[name], np.ravel(each), strict=True)
+    }
+    worst = max(errors, key=lambda label: np.nan_to_num(errors[label]), default=None)
+    if worst is not None and errors[worst] > CORRECTED_ERROR:
+        reasons.append(
+            f"with its weights the sd of {worst} is known to {100 * errors[worst]:.0f}% only"
+        )
+    return tuple(reasons)
 
 
 def written(value: float) -> str:
@@ -337,7 +354,6 @@ def of_quantity(name: str, entry: dict, figures: Figures, carried: bool, doubted
         return "reliable"
     khat = entry.get("khat")
     fine = khat is None or khat < figures.khat_threshold or figures.ess_share > NEARLY_CONSTANT
-    most_corrected += entry.get("corrected_error_mcse", 0.0)
     if carried and fine and entry["corrected_error"] <= most_corrected:
         return "correctable"
     return "unreliable"
