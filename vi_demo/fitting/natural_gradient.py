@@ -40,6 +40,7 @@ ROUNDS = 8
 TOLERANCE = 0.001  # nats
 ROUGHLY = 0.01  # nats, that a first round ends at
 MOVED = 0.03  # nats, that a round may move a guide that has settled
+HOPELESS = 10.0  # nats below the best, where it does not matter whether a start has settled
 BASE_DRAWS = 1024  # of the guide, for its ELBO
 DOUBTED = 4096  # where a step was not finite, for the site
 MOST_RECORDED = 2**22  # numbers of all guides on the way, above which they are not kept
@@ -110,6 +111,11 @@ class Ends(NamedTuple):
     def settled(self) -> np.ndarray:
         """Which of them are right, as far as can be told."""
         return (self.error < TOLERANCE) & (self.moved < MOVED)
+
+    @property
+    def over(self) -> np.ndarray:
+        """Which of them need not go on."""
+        return self.settled | ~(self.elbo > self.elbo.max() - HOPELESS)
 
 
 class Progress(NamedTuple):
@@ -191,7 +197,8 @@ def fitter(target: Target, family: Family, at: Array | None = None) -> Fitter:
             lane, kept = gathered(every)
             steps = every.steps
             every = jax.tree.map(lambda x: x[kept], every)
-            every = every._replace(steps=0 * every.steps)
+            hopeless = ~(every.elbo > every.elbo.max() - HOPELESS)
+            every = every._replace(steps=0 * every.steps, done=every.done | hopeless)
             state = state._replace(lane=lane, held=False, steps=steps)
         state = state._replace(
             every=every,
@@ -215,7 +222,7 @@ def fitter(target: Target, family: Family, at: Array | None = None) -> Fitter:
             return Assessment(None, share, f"{steps} steps")
         best, settled = int(state.ends.elbo.argmax()), state.ends.settled
         text = f"{steps} steps, ELBO {state.ends.elbo[best]:,.3f}"
-        if not settled.all() and state.rounds + 1 < ROUNDS:
+        if not state.ends.over.all() and state.rounds + 1 < ROUNDS:
             return Assessment(None, share, text)
         if not np.isfinite(state.ends.elbo[best]):
             return Assessment("failed", 1.0, text)
@@ -244,7 +251,7 @@ def fitter(target: Target, family: Family, at: Array | None = None) -> Fitter:
 
 
 def again(states: State, ends: Ends) -> State:
-    """Those that have not settled from where they were left, at once with fresh draws where those
+    """Those that are to go on from where they were left, at once with fresh draws where those
     agreed.
     """
     new = beginning(ends.at, ends.volume)
@@ -252,7 +259,7 @@ def again(states: State, ends: Ends) -> State:
     new = new._replace(rate=1.0 * roughly, fresh=1 * roughly)
 
     def pick(old, new):
-        return np.where(ends.settled.reshape(-1, *[1] * (new.ndim - 1)), old, new)
+        return np.where(ends.over.reshape(-1, *[1] * (new.ndim - 1)), old, new)
 
     return jax.tree.map(pick, states, new)
 
