@@ -421,8 +421,8 @@ def main():
         settings = "--rounds", str(given.rounds), "--seconds", str(given.seconds)
         settings += "--cache", str(given.cache), "--one"
         for name in names:
-            subprocess.run([sys.executable, __file__, name, *settings], check=True)
-            print(name, "done", flush=True)
+            done = subprocess.run([sys.executable, __file__, name, *settings], check=False)
+            print(name, "failed" if done.returncode else "done", flush=True)
     files = {name: given.cache / f"{name}.json" for name in MODELS}
     rows = {name: json.loads(f.read_text()) for name, f in files.items() if f.is_file()}
     show(rows)

@@ -84,11 +84,18 @@ def advi(problem, rate):
         inference = pymc.FullRankADVI(random_seed=0, start={})
         inference.fit(1, progressbar=False, obj_optimizer=pymc.adam(learning_rate=rate))
 
+    lost = []
+
     def go(state, first, last):
-        inference.refine(int(last - first), progressbar=False)
+        try:
+            inference.refine(int(last - first), progressbar=False)
+        except FloatingPointError:  # it stops at the first NaN
+            lost.append(last)
         return state
 
     def read(_):
+        if lost:
+            return np.full(problem.dim, np.nan), np.full((problem.dim, problem.dim), np.nan)
         covariance = inference.approx.cov.eval()
         return inference.approx.mean.eval(), np.linalg.cholesky(covariance)
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from vi_demo import guides
+from vi_demo import guides, starts
 from vi_demo.diagnostics import Figures, coverage
 from vi_demo.divergences.estimators import Draws, Estimate, equal_weights, resample
 from vi_demo.fitting import moment_matching
@@ -31,7 +31,7 @@ from vi_demo.frames import Frame
 from vi_demo.quantities import of_sites
 from vi_demo.reference import Reference, modes, nuts, smc
 from vi_demo.restarts import Gaussians, gaussians, places
-from vi_demo.target import Start, Target
+from vi_demo.target import Target
 from vi_demo.verdict import (
     CORRECTED_SD_RATIO,
     Judged,
@@ -48,7 +48,6 @@ MOST_COMPONENTS = 16
 CLOSE = 0.003  # nats of KL(q‖p) from which more components are not tried
 WORTH = 0.002  # nats of the ELBO that they must bring
 LEAST_IN_A_BASIN = 10  # draws a dimension, for a mode's covariance
-TAILS, WIDER = 5.0, 3.0  # of what SMC starts from, beside the guide itself
 RUNS = 4
 WEIGHTED = ", weighted"
 SHOWN = 1_000
@@ -363,19 +362,11 @@ def by_smc(attempt: Attempt, guide: Judged) -> Rung:
     )
 
 
-def around(q: dist.Distribution) -> Start:
+def around(q: dist.Distribution) -> starts.Wide:
     """Half a guide itself, half a Student-t of its moments that is wider."""
     factor = jnp.linalg.cholesky(jnp.asarray(guides.covariance_of(q)))
-    wide = dist.MultivariateStudentT(TAILS, q.mean, WIDER * factor)
-
-    def draw(key):
-        which, key = jax.random.split(key)
-        return jnp.where(jax.random.bernoulli(which), q.sample(key), wide.sample(key))
-
-    def log_density(z):
-        return jnp.logaddexp(q.log_prob(z), wide.log_prob(z)) - jnp.log(2.0)
-
-    return Start(draw, log_density)
+    own = starts.Wide(lambda key, n: np.asarray(q.sample(key, (n,))), q.log_prob)
+    return starts.halves(own, starts.around(q.mean[None], factor[None]))
 
 
 def by_nuts(attempt: Attempt, guide: Judged) -> Rung:

@@ -53,9 +53,7 @@ def broadly(target: Target) -> np.ndarray:
     tried = noise.normal(noise_key, (len(WIDTHS), each, target.dim))
     tried *= np.array(WIDTHS)[:, None, None]
     if target.prior is not None:
-        if "prior draws" not in target.programs:
-            target.programs["prior draws"] = jax.jit(jax.vmap(target.prior.draw))
-        tried[-1] = target.programs["prior draws"](jax.random.split(prior_key, each))
+        tried[-1] = target.prior_draws(prior_key, each)
     tried = tried.reshape(SEARCHED, target.dim)
     return np.where(np.isfinite(tried).all(1, keepdims=True), tried, 0.0)
 

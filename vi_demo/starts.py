@@ -5,14 +5,17 @@ Fits begin at these Gaussians and step on their scale; tempering begins half fro
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax import Array
+from scipy.special import ndtr
 
 from vi_demo import noise
 from vi_demo.batching import in_slices
@@ -22,7 +25,7 @@ from vi_demo.frames import Frame, seen_from
 from vi_demo.guides import Family, full_rank
 from vi_demo.model import CHUNK
 from vi_demo.search import AGREEING, elsewhere
-from vi_demo.target import Start, Target, finite_or_minus_inf
+from vi_demo.target import Target, finite_or_minus_inf
 
 CLIMBS = 8
 MOST_CURVATURE = 400  # dimensions up to which the whole curvature is looked at
@@ -218,7 +221,14 @@ def start_at(family: Family, back: Frame, at: Frame, u: Array) -> dict:
     return unit | begin(at, u)
 
 
-def wide(target: Target, scale: float = WIDE) -> Start:
+class Wide(NamedTuple):
+    """Where tempering starts: many draws, (key, number) -> (number, d), and one's log density."""
+
+    draws: Callable[[Array, int], np.ndarray]
+    log_density: Callable[[Array], Array]
+
+
+def wide(target: Target, scale: float = WIDE) -> Wide:
     """Where tempering starts: half from the prior, half around the climbs' ends.
 
     In place of a prior that is improper there is N(0, scale² I). Around each end there is a
@@ -226,39 +236,54 @@ def wide(target: Target, scale: float = WIDE) -> Start:
     those in raw units, whose posterior may be far away and a billionth as wide; the other for
     most, but not for funnels, nor for modes that no climb led to.
     """
-    normal = dist.Normal(jnp.zeros(target.dim), scale).to_event(1)
-    broad = target.prior or Start(normal.sample, normal.log_prob)
+    broad = broadly(target, scale)
     found = climbs(target)
     if found is None:
         return broad
-    around = around_climbs(apart(found))
+    found = apart(found)
+    return halves(broad, around(found.centres, found.factors))
 
-    def draw(key):
-        which, key = jax.random.split(key)
-        first = jax.random.bernoulli(which)
-        return jnp.where(first, broad.draw(key), around.draw(key))
+
+def broadly(target: Target, scale: float) -> Wide:
+    """The prior, or N(0, scale² I) where that is improper."""
+    if target.prior is not None:
+        return Wide(target.prior_draws, target.prior.log_density)
+    normal = dist.Normal(jnp.zeros(target.dim), scale).to_event(1)
+    return Wide(lambda key, n: scale * noise.normal(key, (n, target.dim)), normal.log_prob)
+
+
+def around(centres: Array, factors: Array) -> Wide:
+    """An even mixture of inflated Student-t around points (k, d), of these roots (k, d, d)."""
+    factors, mixture = jax.jit(students_t)(centres, factors)
+    return Wide(partial(students, centres, factors), mixture.log_prob)
+
+
+def halves(one: Wide, other: Wide) -> Wide:
+    """Half of the one, half of the other."""
+
+    def draws(key, number):
+        keys = jax.random.split(key, 3)
+        first = noise.normal(keys[0], (number, 1)) > 0
+        return np.where(first, one.draws(keys[1], number), other.draws(keys[2], number))
 
     def log_density(z):
-        both = jnp.logaddexp(finite_or_minus_inf(broad.log_density(z)), around.log_density(z))
+        both = jnp.logaddexp(finite_or_minus_inf(one.log_density(z)), other.log_density(z))
         return both - jnp.log(2.0)
 
-    return Start(draw, log_density)
+    return Wide(draws, log_density)
 
 
-def around_climbs(found: Climbs) -> Start:
-    """An even mixture of inflated Student-t around the ends of climbs."""
-    number, dim = found.centres.shape
-    factors, mixture = jax.jit(students_t)(found.centres, found.factors)
+def students(centres: Array, factors: Array, key: Array, number: int) -> np.ndarray:
+    """Draws (number, d) of such a mixture.
 
-    def draw(key):
-        # All from one call: random numbers, and a gamma's rejections above all, take longer to
-        # compile than anything else here. χ² is a sum of squares.
-        which, tail, normal = jnp.split(jax.random.normal(key, (1 + TAILS + dim,)), (1, 1 + TAILS))
-        i = (number * jax.scipy.special.ndtr(which[0])).astype(int)
-        t = normal / jnp.sqrt((tail**2).mean())
-        return found.centres[i] + INFLATED * factors[i] @ t
-
-    return Start(draw, mixture.log_prob)
+    On the host: a gamma's rejections take long to compile; and χ² is a sum of squares.
+    """
+    k, dim = centres.shape
+    which, tail, normal = np.split(noise.normal(key, (number, 1 + TAILS + dim)), (1, 1 + TAILS), 1)
+    i = np.minimum((k * ndtr(which[:, 0])).astype(int), k - 1)
+    t = normal / np.sqrt((tail**2).mean(1, keepdims=True))
+    stretched = np.einsum("nij,nj->ni", np.asarray(factors)[i], t)
+    return np.asarray(centres)[i] + INFLATED * stretched
 
 
 def students_t(centres: Array, factors: Array) -> tuple[Array, dist.Distribution]:

@@ -36,6 +36,7 @@ from vi_demo.sites import entry_names, unravel
 
 BATCH = 1024  # points evaluated at once, at most
 LEAST_A_CHAIN = 4  # draws, for an effective number of them
+PRIOR_PARTY = 2048  # draws of the prior at once
 TIMED = 256, 8  # points that a log density is timed on, at most and at least
 AT_ONCE_TIMED = 2**20  # rows of data times these points, at most
 LEAST = 256  # points, however long they take
@@ -159,6 +160,14 @@ class Target:
     def log_likelihoods(self) -> Callable[[Array], dict[str, Array]]:
         """`log_likelihood` of many points: each observed site gets a leading axis."""
         return self.batched(self.log_likelihood)
+
+    def prior_draws(self, key: Array, number: int) -> np.ndarray:
+        """Draws (number, d) of the prior, in parties of one size so that one program compiles."""
+        if "prior draws" not in self.programs:
+            self.programs["prior draws"] = jax.jit(jax.vmap(self.prior.draw))
+        keys = jax.random.split(key, -(-number // PRIOR_PARTY) * PRIOR_PARTY)
+        parties = keys.reshape(-1, PRIOR_PARTY)
+        return np.concatenate([self.programs["prior draws"](party) for party in parties])[:number]
 
     def discrete_draws(self, key: Array, points: Array) -> dict[str, Array]:
         """A draw of the discrete latents, and of what is computed from them, at each point."""

@@ -211,7 +211,7 @@ def none(target, key, budget, report) -> Reference:
 def by_quadrature(target, key, budget, report) -> Reference:
     """Adaptive quadrature around the modes that climbing from dispersed points finds."""
     start_key, wide_key = jax.random.split(key)
-    wide = jax.vmap(starts.wide(target).draw)(jax.random.split(wide_key, 192))
+    wide = starts.wide(target).draws(wide_key, 192)
     points = np.concatenate([starts.points(target, start_key, 64), wide])
     points = points[np.isfinite(points).all(1) & np.isfinite(target.log_densities(points))]
     factor = local_factor(target, points)

@@ -27,7 +27,7 @@ from jax import Array
 from vi_demo import starts
 from vi_demo.batching import in_slices
 from vi_demo.divergences.estimators import Draws, Estimate, expectation
-from vi_demo.target import Start, Target, finite_or_minus_inf
+from vi_demo.target import Target, finite_or_minus_inf
 
 PARTICLES = 1024  # of a population
 TARGET_ESS = 0.6  # share of the particles that a rise of β leaves effective
@@ -45,11 +45,9 @@ STUCK = 10  # temperatures in a row without any rise
 
 
 class Population(NamedTuple):
-    """The particles of one run: points (n, d), log p₀ and log p at them, β, log evidence."""
+    """The particles of one run: points (n, d), β, log evidence."""
 
     points: Array
-    log_start: Array
-    log_target: Array
     beta: Array
     log_evidence: Array
     evidence_variance: Array  # of its logarithm, were the particles independent at each β
@@ -81,16 +79,16 @@ def temper(
     runs: int,
     report: Callable[[float, str], None] = lambda share, text: None,
     seconds: float = np.inf,
-    start: Start | None = None,
+    start: starts.Wide | None = None,
 ) -> Tempered:
     """Bring `runs` independent populations of `particles` from a start, wide unless it is given.
 
     After so many `seconds` it stops short of it, unless it is well on its way: the first
     temperatures, far out, are the slow ones. It then settles once instead of `SETTLING` times.
     """
-    begin, raise_temperature = programs(target) if start is None else compiled(target, start)
+    start, raise_temperature = usual(target) if start is None else compiled(target, start)
     init_key, key = jax.random.split(key)
-    populations = begin(jax.random.split(init_key, runs), jnp.zeros(particles))
+    populations = begin(start, init_key, runs, particles)
     temperatures = settled = stuck = 0
     lowest, done = 0.0, False
     while settled < SETTLING and stuck < STUCK and temperatures < MAX_TEMPERATURES:
@@ -115,7 +113,7 @@ def temper(
         temperatures=temperatures,
         acceptance=float(populations.acceptance.mean()),
         evaluations={
-            "log_density": 2 * particles * runs * (temperatures + 1),
+            "log_density": particles * runs * temperatures,
             "gradient": int(populations.gradients.sum()) * particles,
         },
         finished=done,
@@ -136,34 +134,30 @@ def number_of_particles(target: Target, runs: int, within: float) -> int:
     return PARTICLES // 4 if slow else PARTICLES
 
 
-def programs(target: Target) -> tuple[Callable, Callable]:
-    """The two compiled programs of a target: draw the first particles; raise β and move them."""
+def usual(target: Target) -> tuple[starts.Wide, Callable]:
+    """The wide start of a target, and the program that raises β and moves, compiled once."""
     if "smc" not in target.programs:
         target.programs["smc"] = compiled(target, starts.wide(target))
     return target.programs["smc"]
 
 
-def compiled(target: Target, start: Start) -> tuple[Callable, Callable]:
-    """The same two from any start."""
-    return (
-        jax.jit(jax.vmap(partial(begin, target, start), in_axes=(0, None))),
-        jax.jit(partial(raise_temperature, target, start)),
-    )
+def compiled(target: Target, start: starts.Wide) -> tuple[starts.Wide, Callable]:
+    """A start with its program."""
+    return start, jax.jit(partial(raise_temperature, target, start))
 
 
-def begin(target: Target, start: Start, key: Array, shape: Array) -> Population:
-    """A population drawn from the start; points that are not finite are drawn over by others."""
-    points = jax.vmap(start.draw)(jax.random.split(key, shape.size))
-    finite = jnp.isfinite(points).all(-1)
-    points = jnp.where(finite[:, None], points, points[jnp.argmax(finite)])
-    zero = jnp.zeros((), points.dtype)
-    log_start, log_target = log_densities(target, start, points)
-    log_step = jnp.log(0.5) + zero - 0.25 * jnp.log(points.shape[1])
-    counted = jnp.zeros((), int)
-    return Population(points, log_start, log_target, *[zero] * 3, log_step, zero, counted)
+def begin(start: starts.Wide, key: Array, runs: int, particles: int) -> Population:
+    """Populations drawn from the start; points that are not finite give way to one that is."""
+    points = start.draws(key, runs * particles)
+    finite = np.isfinite(points).all(1, keepdims=True)
+    points = np.where(finite, points, points[finite.argmax()])
+    points = jnp.asarray(points.reshape(runs, particles, -1))
+    zero = jnp.zeros(runs, points.dtype)
+    log_step = zero + float(np.log(0.5) - 0.25 * np.log(points.shape[2]))
+    return Population(points, zero, zero, zero, log_step, zero, jnp.zeros(runs, int))
 
 
-def log_densities(target: Target, start: Start, points: Array) -> tuple[Array, Array]:
+def log_densities(target: Target, start: starts.Wide, points: Array) -> tuple[Array, Array]:
     """The log densities p₀ and p at each point, -inf where either is not a number."""
 
     def both(z):
@@ -174,24 +168,27 @@ def log_densities(target: Target, start: Start, points: Array) -> tuple[Array, A
     return in_slices(both, points, target.batch)
 
 
-def raise_temperature(target: Target, start: Start, keys: Array, old: Population) -> Population:
+def raise_temperature(
+    target: Target, start: starts.Wide, keys: Array, old: Population
+) -> Population:
     """One step up of each population: choose β, weigh, resample, move.
 
     Each moves by the mass matrix of the next one's particles: by its own, log evidence comes out
     too high, by 2 nats of a Gaussian in 100 dimensions, and no spread between runs shows it.
     """
     keys = jax.vmap(jax.random.split)(keys)
-    risen = jax.vmap(rise)(keys[:, 0], old)
+    risen = jax.vmap(partial(rise, target, start))(keys[:, 0], old)
     states = jax.vmap(partial(states_of, target, start))(risen)
     mass = jax.vmap(local_covariance)(risen.points, states.logdensity_grad)
     return jax.vmap(partial(move, target, start))(keys[:, 1], risen, states, jnp.roll(mass, 1, 0))
 
 
-def rise(key: Array, old: Population) -> Population:
+def rise(target: Target, start: starts.Wide, key: Array, old: Population) -> Population:
     """Choose β, weigh and resample; at β = 1 nothing is left to do."""
-    n = old.log_target.size
-    alive = jnp.isfinite(old.log_target) & jnp.isfinite(old.log_start)
-    ratio = jnp.where(alive, old.log_target - old.log_start, -jnp.inf)
+    n = len(old.points)
+    log_start, log_target = log_densities(target, start, old.points)
+    alive = jnp.isfinite(log_target) & jnp.isfinite(log_start)
+    ratio = jnp.where(alive, log_target - log_start, -jnp.inf)
     # Particles where the target has no density die at the first rise: count on the others only.
     wanted = TARGET_ESS * jnp.mean(alive)
     by = ess.ess_solver(lambda r: r, ratio, wanted, 1.0 - old.beta, dichotomy)
@@ -207,7 +204,7 @@ def rise(key: Array, old: Population) -> Population:
     )
 
 
-def between(target: Target, start: Start, beta: Array) -> Callable:
+def between(target: Target, start: starts.Wide, beta: Array) -> Callable:
     """The log density (1 − β) log p₀ + β log p of one point."""
 
     def log_density(z):
@@ -218,14 +215,19 @@ def between(target: Target, start: Start, beta: Array) -> Callable:
     return log_density
 
 
-def states_of(target: Target, start: Start, at: Population) -> hmc.HMCState:
+def states_of(target: Target, start: starts.Wide, at: Population) -> hmc.HMCState:
     """Each particle with the log density and the slope it has at the present β."""
     log_density = between(target, start, at.beta)
     return in_slices(lambda z: hmc.init(z, log_density), at.points, target.batch)
 
 
 def move(
-    target: Target, start: Start, key: Array, old: Population, states: hmc.HMCState, mass: Array
+    target: Target,
+    start: starts.Wide,
+    key: Array,
+    old: Population,
+    states: hmc.HMCState,
+    mass: Array,
 ) -> Population:
     """HMC on every particle at the present β, the step size following their acceptance."""
     n = len(old.points)
@@ -252,11 +254,8 @@ def move(
     (states, log_step), (acceptance, leapfrogs) = jax.lax.scan(
         one_move, (states, old.log_step), keys
     )
-    log_start, log_target = log_densities(target, start, states.position)
     return old._replace(
         points=states.position,
-        log_start=log_start,
-        log_target=log_target,
         log_step=log_step,
         acceptance=acceptance.mean(),
         gradients=old.gradients + leapfrogs.sum() + 1,
