@@ -186,4 +186,12 @@ class Problem:
         """A Gaussian in NumPyro's order as one in the target's; its factor stays a root."""
         back = np.argsort(self.order)
         covariance = (factor @ factor.T)[np.ix_(back, back)]
-        return mean[back], np.linalg.cholesky(covariance)
+        return mean[back], root_of(covariance)
+
+
+def root_of(covariance):
+    """Its Cholesky factor, or NaN where a racer has lost its way and it has none."""
+    try:
+        return np.linalg.cholesky(covariance)
+    except np.linalg.LinAlgError:
+        return np.full_like(covariance, np.nan)

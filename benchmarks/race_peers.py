@@ -14,7 +14,7 @@ import numpyro.distributions as dist
 import optax
 from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoMultivariateNormal
-from race_models import PYMC
+from race_models import PYMC, root_of
 
 from vi_demo import guides
 
@@ -96,8 +96,7 @@ def advi(problem, rate):
     def read(_):
         if lost:
             return np.full(problem.dim, np.nan), np.full((problem.dim, problem.dim), np.nan)
-        covariance = inference.approx.cov.eval()
-        return inference.approx.mean.eval(), np.linalg.cholesky(covariance)
+        return inference.approx.mean.eval(), root_of(inference.approx.cov.eval())
 
     return Loop(go, jnp.zeros(()), read, 1)
 
@@ -114,18 +113,14 @@ def pathfinder(problem, seed):
     w /= w.sum()
     mean = w @ points
     covariance = (points - mean).T @ (w[:, None] * (points - mean))
-    try:
-        return mean, np.linalg.cholesky(covariance)
-    except np.linalg.LinAlgError:
-        return mean, np.full_like(covariance, np.nan)
+    return mean, root_of(covariance)
 
 
 def forward_gap(truth, mean, covariance):
     """KL(q*‖q) of Gaussians."""
     d = len(mean)
-    try:
-        factor = np.linalg.cholesky(covariance)
-    except np.linalg.LinAlgError:
+    factor = root_of(covariance)
+    if not np.isfinite(factor).all():
         return np.inf
     a = np.linalg.solve(factor, np.linalg.cholesky(truth[1]))
     b = np.linalg.solve(factor, truth[0] - mean)
