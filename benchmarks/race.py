@@ -55,7 +55,7 @@ from vi_demo.fitting import moment_matching, natural_gradient
 
 GAP = 0.01  # nats
 RATES, PARTICLES = (0.1, 0.01, 0.001), (1, 8)
-MARKS = 60  # along the way where the gap is looked at
+MARKS = 40  # along the way where the gap is looked at
 MOST_STEPS = 40_000
 STARTED = "climbs", "evaluations"  # what of a target is a result, and no program
 

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from vi_demo import Target, loading
 from vi_demo.fitting.objectives import normal_noise
 
-LOOKS = 2**25  # rows times draws that the gap is measured by, at most
+LOOKS = 2**22  # rows times draws that the gap is measured by, at most
 
 
 def bimodal():
