@@ -28,7 +28,8 @@ importance weights of the guide's draws, the best of three rates.
 Each model is raced in a process of its own on 64-bit floats. Cold is a run after
 `jax.clear_caches()`, with no cache on disk and imports left out; warm is one whose programs there
 are, but none of the results. Rounds alternate between the racers, and times are medians of them.
-A racer that has not arrived within `--seconds` is "not reached", and its ratio a lower bound.
+A racer that has not arrived within `--seconds`, or 40,000 steps, is marked ">", and its ratio is
+a lower bound; in brackets is what has not arrived and never will.
 """
 
 import argparse
@@ -47,6 +48,7 @@ import numpy as np
 import race_peers as peers
 from race_models import FORWARD, MODELS, PYMC, Problem
 from race_peers import FORWARD_GAP, FULL, forward_gap, moments, moments_of
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
@@ -57,6 +59,7 @@ GAP = 0.01  # nats
 RATES, PARTICLES = (0.1, 0.01, 0.001), (1, 8)
 MARKS = 40  # along the way where the gap is looked at
 MOST_STEPS = 40_000
+ONE_SHOT = "Pathfinder", "tempered SMC"  # whose time says nothing where they have not arrived
 STARTED = "climbs", "evaluations"  # what of a target is a result, and no program
 
 
@@ -313,15 +316,17 @@ def row_of(name, rounds, seconds):
 
 
 def ratio_of(rows, peer, own, measure):
-    """How many times as much a peer needs as we do, or None."""
-    if peer not in rows or measure not in rows[peer] or not rows[own].get("reached"):
+    """How many times as much a peer needs as we do, or None where that says nothing."""
+    if measure == "gap" or not rows[own]["reached"] or measure not in rows.get(peer, {}):
+        return None
+    if peer in ONE_SHOT and not rows[peer]["reached"]:
         return None
     return rows[peer][measure] / rows[own][measure]
 
 
 def table_of(rows, direction, own, racers, measure, title):
     """Figures of every racer on every model, and the geometric mean of their ratios to ours."""
-    table = Table(title=title)
+    table = Table(title=title, box=box.MARKDOWN)
     table.add_column("model")
     for racer in (own, *racers):
         table.add_column(racer, justify="right")
@@ -335,7 +340,9 @@ def table_of(rows, direction, own, racers, measure, title):
             value = each.get(measure)
             text = "–" if value is None else f"{value:,.4g}"
             if value is not None and not each["reached"]:
-                text = f"> {text}" if racer not in ("Pathfinder", own) else f"({text})"
+                text = (
+                    f"({text})" if racer in (own, *ONE_SHOT) or measure == "gap" else f"> {text}"
+                )
             cells.append(text)
             if racer != own:
                 ratio = ratio_of(row[direction], racer, own, measure)
@@ -363,7 +370,8 @@ def show(rows):
         racers = "NUTS", "tempered SMC", "SNIS"
         title = f"forward KL: {measure}"
         console.print(table_of(rows, "forward", "vi_demo", racers, measure, title))
-    table = Table("model", "64 starts, times one", "stops later, times", "settings of SVI")
+    columns = "model", "64 starts, times one", "stops later, times", "settings of SVI"
+    table = Table(*columns, box=box.MARKDOWN)
     for name, row in rows.items():
         own = row["reverse"]["natural"]
         later = own.get("stops later")
