@@ -2,7 +2,7 @@
 
     uv run python benchmarks/race.py [MODELS...] [--rounds K] [--seconds S] [--cache DIR] [--table]
 
-*Reverse KL*, a full-rank Gaussian from the same start for all, NumPyro's own (uniform in
+*Reverse KL*, a full-rank Gaussian, all from starts of NumPyro's kind (uniform in
 (−2, 2)^d): time and gradients until the gap to the best known ELBO is below 0.01 nats and stays
 there. One evaluation judges all of them, on the same whitened quasi-random draws that nobody was
 fitted to.
