@@ -401,8 +401,10 @@ def figure(rows, path):
         ax.axhline(GAP, color="grey", linewidth=0.8)
         ax.set(xscale="log", yscale="log", title=f"{name}, d = {row['dim']}")
         ax.set(xlabel="seconds, warm", ylabel="gap, nats")
+    for ax in axes.ravel()[len(rows) :]:
+        ax.set_visible(False)
     axes[0, 0].legend(frameon=False)
-    fig.savefig(path, dpi=150)
+    fig.savefig(path, dpi=100)
 
 
 def main():
