@@ -63,12 +63,15 @@ ONE_SHOT = "Pathfinder", "tempered SMC"  # whose time says nothing where they ha
 STARTED = "climbs", "evaluations"  # what of a target is a result, and no program
 
 
-def by_natural(problem, seed, forget=True, **options):
-    """This project's fit; what it was begun at is made again."""
-    if forget:
-        for name in STARTED:
-            problem.target.programs.pop(name, None)
-    return natural_gradient.fit(problem.target, FULL, jax.random.key(seed), **options)
+def own(fit, problem, seed, **options):
+    """A fit of this project's; what it begins at is made again, and only programs are kept."""
+    for name in STARTED:
+        problem.target.programs.pop(name, None)
+    return fit(problem.target, FULL, jax.random.key(seed), **options)
+
+
+by_natural = partial(own, natural_gradient.fit)
+by_moments = partial(own, moment_matching.fit, tolerance=FORWARD_GAP)
 
 
 def marks_of(seconds, each):
@@ -265,16 +268,9 @@ def race_forward(problem, rounds, seconds):
     def gap_of(mean, factor):
         return forward_gap(truth, mean, factor @ factor.T)
 
-    def own(seed):
-        for state in STARTED:
-            problem.target.programs.pop(state, None)
-        return moment_matching.fit(
-            problem.target, FULL, jax.random.key(seed), tolerance=FORWARD_GAP
-        )
-
     nuts, smc = peers.Nuts(problem), peers.tempered_smc(problem)
     rows = {"vi_demo": {}, "NUTS": {}, "tempered SMC": {}, "SNIS": {}}
-    gaps = [gap_of(*moments_of(own(s).guide)) for s in range(rounds)]
+    gaps = [gap_of(*moments_of(by_moments(problem, s).guide)) for s in range(rounds)]
     rows["vi_demo"] |= {"gap": float(np.median(gaps)), "seeds": [float(g) for g in gaps]}
     calls, gap = nuts.run(truth, 0, seconds)
     rows["NUTS"] |= {"gap": gap, "setting": f"4 × {500 * calls} draws"}
@@ -289,7 +285,7 @@ def race_forward(problem, rounds, seconds):
     rows["SNIS"] |= {"gap": ways[rate].found[-1], "setting": f"Adam {rate:g}, {steps:,} steps"}
     loop = peers.snis(problem, rate)
     run = {
-        "vi_demo": lambda: own(0).params,
+        "vi_demo": lambda: by_moments(problem, 0).params,
         "NUTS": lambda: nuts.run(truth, 0, seconds, calls) and None,
         "tempered SMC": lambda: smc(jax.random.key(0)),
         "SNIS": lambda: loop.go(loop.state, 0, steps),

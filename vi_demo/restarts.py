@@ -13,12 +13,12 @@ from scipy.special import logsumexp, softmax
 from vi_demo import guides
 from vi_demo.divergences.estimators import Estimate
 from vi_demo.fitting import GAUSSIAN
+from vi_demo.fitting.natural_gradient import HOPELESS
 from vi_demo.fitting.runner import Fit
 from vi_demo.target import Target
 
 DRAWS = 1_000  # of each restart, as of a chain
 APART = 1.0  # nats of KL, either way, from which two restarts are two places
-HOPELESS = 10.0  # nats below the best, from which a restart adds nothing to the others
 STACKED = 4_096  # draws of the stacked guide, for its ELBO
 
 

@@ -40,7 +40,7 @@ ROUNDS = 8
 TOLERANCE = 0.001  # nats
 ROUGHLY = 0.01  # nats, that a first round ends at
 MOVED = 0.03  # nats, that a round may move a guide that has settled
-HOPELESS = 10.0  # nats below the best, where it does not matter whether a start has settled
+HOPELESS = 10.0  # nats below the best, from which a start adds nothing to the others
 BASE_DRAWS = 1024  # of the guide, for its ELBO
 DOUBTED = 4096  # where a step was not finite, for the site
 MOST_RECORDED = 2**22  # numbers of all guides on the way, above which they are not kept
@@ -60,7 +60,7 @@ def descender(target: Target, family: Family) -> Callable:
 
     def descend(states, noise, handful, wanted, held):
         number = sum(x.size for x in jax.tree.leaves(states.here))
-        recorded = min(MOST_STEPS + len(noise), MOST_RECORDED // number)
+        recorded = max(1, min(MOST_STEPS + len(noise), MOST_RECORDED // number))
 
         def on(states):
             waits = held | (states.used + handful > len(noise))
@@ -214,10 +214,8 @@ def fitter(target: Target, family: Family, at: Array | None = None) -> Fitter:
         return state, info
 
     def assess(state):
-        steps, share = (
-            int((state.steps + state.every.steps[state.lane]).max()),
-            state.rounds / ROUNDS,
-        )
+        steps = int((state.steps + state.every.steps[state.lane]).max())
+        share = state.rounds / ROUNDS
         if not state.over:
             return Assessment(None, share, f"{steps} steps")
         best, settled = int(state.ends.elbo.argmax()), state.ends.settled
@@ -271,8 +269,7 @@ def gathered(states: State) -> tuple[np.ndarray, np.ndarray]:
     few numbers of them are compiled for.
     """
     lane, kept = np.full(len(states.done), -1), []
-    height = states.seen.height + states.volume
-    for i in np.argsort(-np.where(np.isfinite(height), height, -np.inf)):
+    for i in np.argsort(-np.where(np.isfinite(states.elbo), states.elbo, -np.inf)):
         if lane[i] < 0:
             here = jax.tree.map(lambda x, i=i: x[i : i + 1], states.here)
             near = (lane < 0) & (moved(states.here, here) < MOVED)
