@@ -43,7 +43,7 @@ from scipy.optimize import minimize
 
 from vi_demo.divergences import applied, described, estimators, exact, generators
 from vi_demo.divergences.generators import F_DIVERGENCES, forward_kl, named, reverse_kl
-from vi_demo.pictures.figures import COLOURS
+from vi_demo.pictures.drawing import COLOURS
 
 jax.config.update("jax_enable_x64", True)
 pd.options.display.max_colwidth = None

@@ -42,7 +42,8 @@ from numpyro.distributions import constraints
 from scipy.stats import norm
 
 import vi_demo
-from vi_demo.pictures.figures import COLOURS, fit_figure
+from vi_demo.pictures.drawing import COLOURS
+from vi_demo.pictures.figures import fit_figure
 
 # JAX computes in single precision unless told otherwise, before its first computation.
 # Divergences are averages of differences of log densities: double precision keeps their digits.

@@ -15,7 +15,7 @@ from matplotlib.patches import Ellipse
 from rich.console import Console
 
 from vi_demo.divergences.generators import F_DIVERGENCES
-from vi_demo.pictures import figures, sandwich, terminal, words
+from vi_demo.pictures import contents, drawing, figures, fit, sandwich, terminal, words
 
 COVARIANCE = np.array([[2.0, 0.9], [0.9, 0.7]])
 BOTH = {"reverse_kl": ([2.0, 0.0], 0.5 * np.eye(2)), "forward_kl": ([0.0, 0.0], COVARIANCE)}
@@ -127,7 +127,7 @@ def legend_texts(figure):
 def fit_lines(ax):
     """The lines of fits in a panel by colour, without the target's own outline."""
     lines = {to_hex(line.get_color()): line.get_xydata() for line in ax.lines}
-    lines.pop(figures.COLOURS["target"].lower(), None)
+    lines.pop(drawing.COLOURS["target"].lower(), None)
     return lines
 
 
@@ -145,10 +145,10 @@ def test_every_word_lies_inside_the_figure_and_is_legible(name):
         assert ax.get_tightbbox().y1 <= legend.y0
 
 
-@pytest.mark.parametrize("mass", figures.MASSES)
+@pytest.mark.parametrize("mass", drawing.MASSES)
 def test_levels_of_a_gaussian_are_its_highest_density_regions(mass):
     _, log_p = gaussian_grid(401)
-    (level,) = figures.density_levels(log_p, [mass])
+    (level,) = drawing.density_levels(log_p, [mass])
     # In the plane, N(0, I) holds the mass 1 − exp(−h) where log p is within h of its peak.
     assert level - log_p.max() == pytest.approx(np.log1p(-mass), abs=0.01)
     density = np.exp(log_p - log_p.max())
@@ -158,12 +158,12 @@ def test_levels_of_a_gaussian_are_its_highest_density_regions(mass):
 def test_levels_ascend_and_pass_over_what_is_not_a_number():
     log_p = np.array([[np.nan, -np.inf], [np.log(0.75), np.log(0.25)]])
     np.testing.assert_allclose(
-        np.exp(figures.density_levels(log_p, [0.5, 0.9])), [0.25, 0.75], rtol=1e-12
+        np.exp(drawing.density_levels(log_p, [0.5, 0.9])), [0.25, 0.75], rtol=1e-12
     )
 
 
 def test_an_ellipse_lies_two_sigma_from_its_mean():
-    patch = figures.ellipse(np.array([3.0, -1.0]), COVARIANCE)
+    patch = drawing.ellipse(np.array([3.0, -1.0]), COVARIANCE)
     edge = patch.get_patch_transform().transform(patch.get_path().vertices) - [3.0, -1.0]
     on_curve = edge[::3]  # the others are the control points of its splines
     distance = np.einsum("ni,ij,nj->n", on_curve, np.linalg.inv(COVARIANCE), on_curve)
@@ -177,7 +177,7 @@ def test_a_plane_shows_each_fit_as_cross_ellipse_and_two_marginals():
     crosses = {to_hex(line.get_color()): line.get_xydata() for line in ax.lines}
     assert len(ellipses) == 2
     for name, (mean, covariance) in BOTH.items():
-        colour = figures.COLOURS[name].lower()
+        colour = drawing.COLOURS[name].lower()
         np.testing.assert_allclose(ellipses[colour].center, mean)
         width = 4 * np.sqrt(np.linalg.eigvalsh(covariance))
         np.testing.assert_allclose([ellipses[colour].width, ellipses[colour].height], width)
@@ -197,7 +197,7 @@ def test_a_plane_is_cropped_to_the_mass_in_one_scale():
     radius = np.sqrt(-2 * np.log(0.01))  # of the target's 99%, further out than the fits
     assert ax.get_xlim()[0] == pytest.approx(-1.08 * radius, abs=0.25)
     lines = next(c for c in ax.collections if isinstance(c, matplotlib.contour.ContourSet))
-    assert len(lines.levels) == len(figures.MASSES) + 1  # and the peak
+    assert len(lines.levels) == len(drawing.MASSES) + 1  # and the peak
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("x[0]", "x[1]")
 
 
@@ -232,7 +232,7 @@ def test_a_guide_that_is_no_gaussian_is_drawn_from_its_draws():
     draws = rng.choice([-2.0, 2.0], 4000) + 0.5 * rng.normal(size=4000)
     run["forward_kl"] = fit_tree([0.0], [[4.25]], draws, family="mixture:2")
     (ax,) = figures.fit_figure(run).axes
-    x, density = fit_lines(ax)[figures.COLOURS["forward_kl"].lower()].T
+    x, density = fit_lines(ax)[drawing.COLOURS["forward_kl"].lower()].T
     assert abs(x[density.argmax()]) == pytest.approx(2.0, abs=0.3)
     assert np.interp(0.0, x, density) < 0.1 * density.max()
 
@@ -282,12 +282,12 @@ def test_a_fit_far_too_narrow_does_not_press_the_target_flat():
         np.random.default_rng(1).normal(size=(1500, 3)),
     )
     top = figures.fit_figure(run).axes[0].get_ylim()[1]
-    assert top == pytest.approx(figures.HIGHEST / np.sqrt(2 * np.pi), rel=0.2)
+    assert top == pytest.approx(drawing.HIGHEST / np.sqrt(2 * np.pi), rel=0.2)
 
 
 def test_a_long_tail_does_not_press_the_target_flat():
     rng = np.random.default_rng(1)
-    low, high = figures.view([rng.exponential(size=4000), np.exp(3 * rng.normal(size=4000))])
+    low, high = contents.view([rng.exponential(size=4000), np.exp(3 * rng.normal(size=4000))])
     assert -0.03 * high < low < 0 and 5 < high < 60
 
 
@@ -312,13 +312,13 @@ def test_words_say_what_became_of_each_fit():
     ],
 )
 def test_numbers_have_the_digits_that_are_known(value, mcse, text):
-    assert figures.number(value, mcse) == text
+    assert fit.number(value, mcse) == text
 
 
 def test_looks_have_one_meaning_and_differ_in_grey():
     for names in (["reverse_kl", "forward_kl"], ["total_variation", "forward_kl", "reverse_kl"]):
-        styles = figures.looks(names)
-        assert styles["reverse_kl"].color == figures.COLOURS["reverse_kl"]
+        styles = drawing.looks(names)
+        assert styles["reverse_kl"].color == drawing.COLOURS["reverse_kl"]
         assert styles["forward_kl"].linestyle == "-"
         assert len({look.linestyle for look in styles.values()}) == len(names)
         assert len({look.color for look in styles.values()}) == len(names)
@@ -326,7 +326,7 @@ def test_looks_have_one_meaning_and_differ_in_grey():
 
 def test_a_density_does_not_leak_over_the_edge_of_its_support():
     draws = np.random.default_rng(0).exponential(size=4000)
-    x, density = figures.smooth(draws, (-1.0, 20.0))
+    x, density = contents.smooth(draws, (-1.0, 20.0))
     assert x[0] == draws.min() and density[0] == 0.0
     assert density[1] == pytest.approx(1.0, abs=0.1)
     assert np.trapezoid(density, x) == pytest.approx(1.0, abs=0.01)
@@ -335,13 +335,13 @@ def test_a_density_does_not_leak_over_the_edge_of_its_support():
 def test_narrow_modes_far_apart_are_not_smeared_out():
     rng = np.random.default_rng(0)
     draws = rng.choice([-20.0, 20.0], 4000) + rng.normal(size=4000)
-    _, density = figures.smooth(draws, (-30.0, 30.0))
+    _, density = contents.smooth(draws, (-30.0, 30.0))
     assert density.max() == pytest.approx(0.5 / np.sqrt(2 * np.pi), rel=0.1)
 
 
 def test_titles_are_cut_in_their_middle():
-    assert figures.short("theta[A]") == "theta[A]"
-    cut = figures.short("a county of a long name, number 17")
+    assert contents.short("theta[A]") == "theta[A]"
+    cut = contents.short("a county of a long name, number 17")
     assert len(cut) <= 26 and cut.startswith("a county") and cut.endswith("number 17")
 
 
@@ -349,7 +349,7 @@ def test_titles_are_cut_in_their_middle():
 def test_the_same_run_gives_the_same_bytes(tmp_path, suffix):
     files = [tmp_path / f"{i}{suffix}" for i in (0, 1)]
     for file in files:
-        figures.save(figures.fit_figure(plane_run()), file)
+        drawing.save(figures.fit_figure(plane_run()), file)
     assert files[0].read_bytes() == files[1].read_bytes()
     assert matplotlib.__version__.encode() not in files[0].read_bytes()
     if suffix == ".png":
@@ -401,8 +401,8 @@ def test_path_shows_branches_and_where_the_best_jumps():
     panels = figure.axes
     assert [ax.get_ylabel() for ax in panels] == ["divergence, nats", "mean of x[0]", "sd of x[0]"]
     reverse, forward, best, jump = panels[1].lines
-    assert to_hex(reverse.get_color()) == figures.COLOURS["reverse_kl"].lower()
-    assert to_hex(forward.get_color()) == figures.COLOURS["forward_kl"].lower()
+    assert to_hex(reverse.get_color()) == drawing.COLOURS["reverse_kl"].lower()
+    assert to_hex(forward.get_color()) == drawing.COLOURS["forward_kl"].lower()
     assert list(jump.get_xdata()) == [0.6, 0.6]
     # The best is not drawn across its jump.
     assert best.get_ydata() == pytest.approx([2, 2, 2, np.nan, 0, 0], nan_ok=True)
@@ -421,7 +421,7 @@ def test_words_of_another_divergence_give_its_value_without_nats():
             "total_variation": {"value": 0.49, "mcse": 0.0},
         },
     }
-    text = figures.fit_words("total_variation", entry)
+    text = fit.fit_words("total_variation", entry)
     assert text == "total variation: correctable\nKL(q‖p) = 1.75 nats; total variation = 0.490"
 
 
@@ -443,7 +443,7 @@ def test_names_as_one_says_them(name, said):
 def test_many_fits_take_several_tables_of_80_columns():
     """Each with all rows; every fit once."""
     estimate = {"value": 1.2345, "mcse": 0.0}
-    fit = {
+    fitted = {
         **dict.fromkeys(("elbo", "eubo"), estimate),
         "divergences": {"reverse_kl": estimate, "le_cam": estimate},
         "verdict": "reliable",
@@ -458,7 +458,7 @@ def test_many_fits_take_several_tables_of_80_columns():
         "model": {"labels": {"x": ["x"]}},
         "settings": {"draws": 4000},
         "reference": {"modes": [{}]},
-        "fits": dict.fromkeys(names, fit),
+        "fits": dict.fromkeys(names, fitted),
     }
     console = Console(width=80, file=io.StringIO())
     parts = list(terminal.tables(summary, 80))
@@ -477,11 +477,10 @@ def with_energies(run, evidence=-10.0):
     """The same run, whose fits have ELBO and EUBO around log evidence."""
     summary = json.loads(run.attrs["summary"])
     summary["reference"]["log_evidence"] = {"value": evidence, "mcse": 0.01}
-    for fit, (below, above) in zip(
-        summary["fits"].values(), ((0.5, 20.0), (3.0, None)), strict=True
-    ):
-        fit["elbo"] = {"value": -10.0 - below, "mcse": 0.02}
-        fit["eubo"] = {"value": above and -10.0 + above, "mcse": above and 0.1}
+    bounds = ((0.5, 20.0), (3.0, None))
+    for entry, (below, above) in zip(summary["fits"].values(), bounds, strict=True):
+        entry["elbo"] = {"value": -10.0 - below, "mcse": 0.02}
+        entry["eubo"] = {"value": above and -10.0 + above, "mcse": above and 0.1}
     run.attrs["summary"] = json.dumps(summary)
     return run
 

@@ -24,6 +24,7 @@ FITS = ("reverse_kl", "forward_kl")  # unless others are asked for
 GUIDES = ("diagonal", "full_rank", "low_rank:K", "mixture:K", "flow", "own")
 REFERENCES = ("auto", "quadrature", "smc", "nuts", "none")
 DATA = "csv, json, npz, netCDF, zarr or Parquet; names = model arguments."
+PICTURES = ("fit", "evidence", "path")  # those of a run that are files of their own
 CACHE_SWITCH = "VI_DEMO_CACHE"
 NO_USABLE_FIT, INTERRUPTED = 3, 130
 
@@ -233,15 +234,9 @@ def run(model, data, fits, out, as_json, quiet, strict, timings, debug, **settin
             **settings,
         )
         report("save", 0.0, "drawing")
-        from vi_demo.pictures import figures, sandwich
+        from vi_demo.pictures import figures
 
-        pictures = {"fit.png": lambda path: figures.save(figures.fit_figure(tree), path)}
-        evidence = sandwich.sandwich_figure(tree)
-        if evidence is not None:
-            pictures["evidence.png"] = lambda path: figures.save(evidence, path)
-        if "path" in tree.children:
-            pictures["path.png"] = lambda path: figures.save(figures.path_figure(tree), path)
-        results.save(tree, out, pictures)
+        results.save(tree, out, figures.writers(tree, PICTURES))
         report("save", 1.0, str(out))
         seconds = timed.seconds(spans)
     summary = results.summary(tree)
@@ -314,12 +309,12 @@ def calibrate(model, data, out, as_json, quiet, debug, **settings) -> None:
         )
         report("save", 0.0, "drawing")
         from vi_demo.pictures import calibration as pictures
-        from vi_demo.pictures import figures
+        from vi_demo.pictures import drawing
 
         writers = results.files(tree, results.CALIBRATION, results.CALIBRATION_SUMMARY)
         picture = pictures.calibration_figure(tree)
         if picture is not None:
-            writers["calibration.png"] = lambda path: figures.save(picture, path)
+            writers["calibration.png"] = lambda path: drawing.save(picture, path)
         results.write(out, writers)
     if as_json:
         click.echo(tree.attrs["summary"])

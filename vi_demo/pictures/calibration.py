@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from vi_demo.pictures.figures import COLOURS, STYLE, WIDTH, short
+from vi_demo.pictures.contents import short
+from vi_demo.pictures.drawing import COLOURS, STYLE, WIDTH
 from vi_demo.pictures.terminal import escape
 from vi_demo.pictures.words import number, spoken
 

@@ -10,7 +10,8 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vi_demo.pictures.figures import LINE, STYLE, WIDTH, Look, fit_names, looks, note, short
+from vi_demo.pictures.contents import fit_names, short
+from vi_demo.pictures.drawing import LINE, STYLE, WIDTH, Look, looks, note
 from vi_demo.pictures.words import number, spoken, with_error
 
 ROW = 0.62  # inches
