@@ -180,6 +180,12 @@ def vi_demo() -> None:
     help="Of reverse KL.  [default: natural gradients where they can, else adam]",
 )
 @click.option(
+    "--film/--no-film",
+    default=None,
+    help="Record the way down of each divergence and write it as fit.mp4 or fit.gif.  "
+    "[default: recorded up to 2 dimensions]",
+)
+@click.option(
     "--budget",
     type=click.FloatRange(min=0, min_open=True),
     default=60.0,

@@ -7,12 +7,14 @@
                        attrs: family, sites (shape and support of each, as JSON)
 /<fit>/history         the way there: one row a recorded step
 /<fit>/restarts        every start's result
+/<fit>/descent         the way down of a few starts in common with the other fits, to be watched
 /corrected             posterior draws that the last rung of the ladder made, of equal weight;
                        its guide, if it has one
 /reference             posterior draws, sample_stats; modes
 /parameters            of the model, numpyro.param sites, as they were learned
 /path                  local optima along alpha from reverse to forward KL, a branch each
 /landscape             log p on a grid, for targets of one or two dimensions
+/kl_landscape          both KLs over a Gaussian's mean and log sd, for targets of one
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from vi_demo.diagnostics import Figures
 from vi_demo.divergences.estimators import Estimate
 from vi_demo.divergences.generators import F_DIVERGENCES
 from vi_demo.draws import stored
+from vi_demo.fitting.descent import Descent
 from vi_demo.fitting.path import Path
 from vi_demo.fitting.runner import Fit
 from vi_demo.guides import covariance_of
@@ -44,7 +47,6 @@ MOST_OBSERVED = 1_000_000  # numbers
 MOST_COVARIANCE = 200  # dimensions up to which a guide's covariance is kept
 STRONG = 0.5  # a correlation beyond this is told
 MOST_CORRELATIONS = 20
-GRID = 121
 
 
 def draws_groups(target: Target, points: np.ndarray) -> dict[str, dict]:
@@ -143,6 +145,20 @@ def history(fit: Fit) -> xr.Dataset:
     return xr.Dataset(rows)
 
 
+def descent_tree(target: Target, way: Descent) -> xr.DataTree:
+    """The guides on a way down, by the moments of their components on R^d."""
+    dims = ("frame", "start", "component", "coordinate")
+    rows = {
+        "step": ("frame", way.steps),
+        "mean": (dims, way.mean),
+        "covariance": ((*dims, "coordinate_2"), way.covariance),
+        "mass": (dims[:3], way.mass),
+        "divergence": (dims[:2], way.divergence),
+    }
+    names = dict.fromkeys(("coordinate", "coordinate_2"), target.coordinate_names)
+    return xr.DataTree(xr.Dataset(rows, coords=names))
+
+
 def reference_tree(target: Target, reference: Reference, points: np.ndarray) -> xr.DataTree:
     """The sub-tree of the reference, of draws (S, d) of equal weight."""
     groups = draws_groups(target, points)
@@ -196,21 +212,6 @@ def path_summary(path: Path) -> dict:
         "branches": len(path.begins),
         "jumps": list(path.jumps),
     }
-
-
-def landscape(target: Target, points: np.ndarray) -> xr.Dataset:
-    """Log p on a grid over where the points (n, d) lie, d being 1 or 2."""
-    low, high = np.quantile(points, [0.001, 0.999], axis=0)
-    margin = 0.25 * (high - low)
-    axes = np.linspace(low - margin, high + margin, GRID, axis=1)
-    grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
-    values = target.log_densities(grid.reshape(-1, target.dim))
-    names = [f"axis_{i}" for i in range(target.dim)]
-    return xr.Dataset(
-        {"log_p": (names, values.reshape(grid.shape[:-1]))},
-        coords=dict(zip(names, axes, strict=True)),
-        attrs={"names": target.coordinate_names},
-    )
 
 
 def fit_summary(fit: Fit, figures: Figures, verdict: Verdict, quantities: dict) -> dict:

@@ -16,14 +16,25 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from vi_demo import correction, fitting, guides, loading, quantities, record, restarts
+from vi_demo import (
+    correction,
+    fitting,
+    guides,
+    landscapes,
+    loading,
+    quantities,
+    record,
+    restarts,
+)
 from vi_demo import reference as references
 from vi_demo.approximations import APPROXIMATIONS
 from vi_demo.diagnostics import measure
 from vi_demo.divergences.estimators import resample
 from vi_demo.divergences.generators import F_DIVERGENCES, named
 from vi_demo.errors import InputError
-from vi_demo.fitting import moment_matching, svi
+from vi_demo.fitting import descent, moment_matching, svi
+from vi_demo.fitting.descent import Descent
+from vi_demo.fitting.objectives import TargetDraws, draws_of_target
 from vi_demo.fitting.path import follow
 from vi_demo.fitting.runner import Report, silent
 from vi_demo.inputs import as_target
@@ -52,6 +63,7 @@ def run(
     quantity: str | Sequence[str] = (),
     correct: bool = False,
     optimizer: str | None = None,
+    film: bool | None = None,
     report: Report = silent,
     name: str | None = None,
     coords: dict | None = None,
@@ -71,7 +83,9 @@ def run(
     `quantity`, deterministic ones too, each entry's mean, sd and quantiles get an error and a
     verdict of their own. With `correct`, a ladder of corrections is climbed until one is right,
     and its draws are `run["corrected"]`. Reverse KL goes by natural gradients where it can, and by
-    Adam with the `optimizer` "adam". `report(phase, share,
+    Adam with the `optimizer` "adam". With `film`, the way down of each divergence from a few
+    common starts is recorded for `vi-demo animate`; up to two dimensions it is unless `film` is
+    False. `report(phase, share,
     text)` is called as the work goes on. Raises `InputError` where the input cannot be used.
     """
     fits = (fits,) if isinstance(fits, str) else fits and tuple(fits)
@@ -123,7 +137,15 @@ def run(
         followed = follow(target, family, *ends, part(key, "path"), path, report)
         parts["path"] = record.path_tree(target, followed)
     if target.dim <= 2 and target.log_density is not None:
-        parts["landscape"] = xr.DataTree(record.landscape(target, np.concatenate(seen)))
+        parts["landscape"] = xr.DataTree(landscapes.density(target, np.concatenate(seen)))
+    if own is None and (film or (film is None and target.dim <= 2)):
+        report("film", 0.0, "compiling")
+        ways, kls = to_watch(target, family, judged, truth, part(key, "film"))
+        for name, way in ways.items():
+            parts[name]["descent"] = record.descent_tree(target, way)
+        if kls is not None:
+            parts["kl_landscape"] = xr.DataTree(kls)
+        report("film", 1.0, "recorded" if ways else "nothing to watch")
     settings = {
         "seed": seed,
         "draws": draws,
@@ -133,6 +155,7 @@ def run(
         "quantity": list(quantity),
         "correct": correct,
         "optimizer": optimizer,
+        "film": film,
         "precision": str(jnp.zeros(()).dtype),
         "versions": versions(),
     }
@@ -148,6 +171,31 @@ def run(
     }
     tree.attrs |= {"schema": SCHEMA, "summary": record.to_json(summary)}
     return tree
+
+
+def to_watch(
+    target: Target, family: guides.Family, judged: Mapping, truth: references.Reference, key
+) -> tuple[dict[str, Descent], xr.Dataset | None]:
+    """The way down each divergence that was fitted, from the same starts; the KLs in between."""
+    draws = of_reference(truth)
+    if draws is None:
+        draws = next((j.fit.draws for j in judged.values() if j.fit.draws is not None), None)
+    course = None if draws is None else descent.course(target, family, key, draws)
+    if course is None:
+        return {}, None
+    ways = {name: descent.descend(course, name) for name in judged if name not in APPROXIMATIONS}
+    flat = ways and target.dim == 1 and family.components == 1 and target.log_density is not None
+    return ways, landscapes.of_kls(target, draws, ways) if flat else None
+
+
+def of_reference(truth: references.Reference) -> TargetDraws | None:
+    """Its draws as a fitter takes them; of a density only where its integral is known."""
+    draws = truth.draws
+    if draws is None or (truth.log_p is not None and truth.log_evidence is None):
+        return None
+    log_p = np.full(len(draws.points), np.nan) if truth.log_p is None else truth.log_p
+    log_evidence = np.nan if truth.log_evidence is None else truth.log_evidence.value
+    return draws_of_target(draws.points, draws.weights, log_p, log_evidence)
 
 
 def refuse(
