@@ -65,6 +65,7 @@ class Figures:
     modes_covered: int | None = None
     mass_covered: float | None = None
     missed: tuple[float, ...] = ()
+    mode_shares: tuple[float, ...] = ()
     sites: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     labels: dict[str, list[str]] = field(default_factory=dict)
     quantities: dict[str, dict[str, dict]] = field(default_factory=dict)
@@ -263,4 +264,5 @@ def coverage(target, points, reference, reasons) -> dict:
         "modes_covered": int(covered.sum()),
         "mass_covered": float(masses[covered].sum()),
         "missed": tuple(float(m) for m in masses[~covered]),
+        "mode_shares": tuple(map(float, shares)),
     }

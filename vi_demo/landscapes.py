@@ -11,7 +11,8 @@ from vi_demo.target import Target
 
 GRID = 121
 KL_GRID = 81
-MARGIN = 0.15
+MARGIN = 0.1
+AROUND = 2.0  # sds around the target's mean that are seen at least
 NODES = 241  # of the guide's density
 REACH = 7.0  # sds of it
 
@@ -32,7 +33,7 @@ def density(target: Target, points: np.ndarray) -> xr.Dataset:
 
 
 def of_kls(target: Target, draws: TargetDraws, ways: dict[str, Descent]) -> xr.Dataset | None:
-    """KL(q‖p) and KL(p‖q) in nats of q = N(μ, σ²), over (μ, log σ) where the ways have led.
+    """KL(q‖p) and KL(p‖q) in nats of q = N(μ, σ²), over (μ, log σ) around p and the ways.
 
     KL(q‖p) by quadrature over μ ± 7σ; KL(p‖q) = E_p[log p] + log σ + ½ log 2π
     + ½ (v + (m − μ)²)/σ², for p of mean m and variance v. None where those are infinite.
@@ -42,7 +43,10 @@ def of_kls(target: Target, draws: TargetDraws, ways: dict[str, Descent]) -> xr.D
     variance, least = weights @ (x - mean) ** 2, weights @ draws.log_p
     if not np.isfinite([mean, variance, least]).all():
         return None
-    mu, log_sd = (reach(values) for values in led_through(ways))
+    sd = np.sqrt(variance)
+    means, log_sds = led_through(ways)
+    mu = reach(np.append(means, mean + AROUND * sd * np.array([-1, 1])))
+    log_sd = reach(np.append(log_sds, np.log(2 * sd)))
     sd = np.exp(log_sd)
     away = (variance + (mean - mu[:, None]) ** 2) / sd**2
     forward = least + log_sd + 0.5 * np.log(2 * np.pi) + 0.5 * away

@@ -241,6 +241,7 @@ def fit_summary(fit: Fit, figures: Figures, verdict: Verdict, quantities: dict) 
         "forward_ess": figures.forward_ess,
         "modes_covered": figures.modes_covered,
         "mass_covered": figures.mass_covered,
+        "mode_shares": list(figures.mode_shares),
         "sites": figures.sites,
         "quantities": quantities,
     }

@@ -20,7 +20,7 @@ from jax import Array
 from vi_demo import starts
 from vi_demo.divergences.estimators import Draws, resample
 from vi_demo.divergences.generators import Renyi, forward_kl, named, reverse_kl
-from vi_demo.fitting.objectives import TargetDraws, draws_of_target, loss_of, normal_noise
+from vi_demo.fitting.objectives import TargetDraws, draws_of_target, loss_of, normal_noise, sobol
 from vi_demo.frames import Frame, seen_from
 from vi_demo.guides import Family, covariance_of
 from vi_demo.target import Target
@@ -31,7 +31,7 @@ STEPS = 3  # from one to the next
 RATE = 0.02  # at first; it falls to nothing
 MEMORY = 0.9  # of squares: slopes far out are thousands of times those near by
 NARROW = 0.1  # sds of a start, on the target's own scale
-REACH = 3.0  # sds from the target's mean that a start lies away at most, or Adam takes all day
+REACH = 2.0  # sds from the target's mean that a start lies away at most, along each axis
 NOISE = 128  # draws of the guide, at least
 TARGET_DRAWS = 2048
 MOST_NUMBERS = 2_000_000  # of all covariances of a way
@@ -82,8 +82,7 @@ def course(target: Target, family: Family, key: Array, draws: TargetDraws) -> Co
     if not family.turns:
         factor = np.diag(np.linalg.norm(factor, axis=1))
     start_key, noise_key = jax.random.split(key)
-    u = np.linalg.solve(factor, (begin_at(target, start_key, number) - mean).T).T
-    u *= np.minimum(1.0, REACH / np.maximum(np.abs(u).max(1), 1e-9))[:, None]
+    u = begin_at(target, start_key, number, mean, factor)
     begin = jax.jit(jax.vmap(lambda u: family.init(u, NARROW)))(u)
     noise = normal_noise(noise_key, number_of_noise(target), target.dim)
     frame = Frame(mean, factor if family.turns else np.diag(factor))
@@ -114,11 +113,19 @@ def affordable(target: Target) -> int:
     return min(most, STARTS)
 
 
-def begin_at(target: Target, key: Array, number: int) -> np.ndarray:
-    """Points (number, d): dispersed ones of the density, or draws where there is none."""
-    if target.log_density is not None:
-        return np.asarray(starts.points(target, key, number))
-    return 2 * np.asarray(jax.random.uniform(key, (number, target.dim), minval=-1.0))
+def begin_at(
+    target: Target, key: Array, number: int, mean: np.ndarray, factor: np.ndarray
+) -> np.ndarray:
+    """Points (number, d) in u to begin from, spread within `REACH` sds; the innermost first.
+
+    Where the density is zero at some of them, the starts of fits serve instead.
+    """
+    u = REACH * (2 * sobol(key, target.dim).random(2 ** int(np.ceil(np.log2(number)))) - 1)
+    u = u[np.argsort(np.linalg.norm(u, axis=1))][:number]
+    known = target.log_density is not None
+    if known and not np.isfinite(target.log_densities(mean + u @ factor.T)).all():
+        u = np.linalg.solve(factor, (np.asarray(starts.points(target, key, number)) - mean).T).T
+    return u * np.minimum(1.0, REACH / np.maximum(np.abs(u).max(1), 1e-9))[:, None]
 
 
 def few(

@@ -101,6 +101,22 @@ def on_own_scale(run: xr.DataTree, name: str) -> bool:
     return bool(np.all(np.abs(shifts) < 0.3 * sd) and np.all(np.abs(ratios - 1) < 0.3))
 
 
+def groups_of(run: xr.DataTree) -> list[str]:
+    """The groups whose draws are compared: the reference, where there is one, and every fit."""
+    return ["reference"] * ("reference" in run.children) + fit_names(run)
+
+
+def most_different(run: xr.DataTree) -> list[Coordinate]:
+    """The coordinates in which the fits are furthest from the reference, the worst first.
+
+    Where there is none, those in which they are furthest from the first fit. What does not vary,
+    as above the diagonal of a Cholesky factor, is left out.
+    """
+    groups = groups_of(run)
+    apart = {c: difference([draws_of(run, g, c) for g in groups]) for c in coordinates(run)}
+    return sorted((c for c in apart if apart[c] >= 0), key=lambda c: -apart[c])
+
+
 def difference(draws: list[np.ndarray]) -> float:
     """How far sets of draws are from the first: in sds of its mean, or in log sd ratios."""
     first, *others = [d for d in draws if d.size] or [np.zeros(1)]

@@ -5,6 +5,7 @@ Figures are built without pyplot, so that drawing one changes nothing outside it
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -14,12 +15,13 @@ import matplotlib.style
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse, Patch
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from scipy.ndimage import zoom
 
 from vi_demo.pictures.contents import FINER, fit_names
@@ -87,7 +89,18 @@ def save(figure: Figure, path: str | Path) -> None:
 
 def note(figure: Figure, text: str) -> None:
     """A quiet line below a picture: how to read it."""
+    text = textwrap.fill(text, LETTERS)
     figure.supxlabel(text, fontsize=8, color=COLOURS["quiet"])
+
+
+def logarithmic(axis: Axis) -> None:
+    """A logarithmic axis whose ticks are plain numbers: names, not formulas, are set here."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    low, high = axis.get_view_interval()
+    if high < 100 * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def keys(run: xr.DataTree, marker: str | None = None) -> dict:

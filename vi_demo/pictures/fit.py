@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 
 from vi_demo.pictures.contents import (
     axis_labels,
-    coordinates,
     densities,
-    difference,
     draws_of,
     fit_names,
+    groups_of,
     landscape_dim,
     moments,
+    most_different,
     short,
     smooth,
     view,
@@ -204,19 +204,16 @@ def line(figure: Figure, run: xr.DataTree) -> tuple[dict, float]:
 
 def marginals(figure: Figure, run: xr.DataTree) -> tuple[dict, float]:
     """Draw the marginals in which the fits are furthest from the reference, the worst first."""
-    groups = ["reference"] * ("reference" in run.children) + fit_names(run)
-    everything = {c: [draws_of(run, g, c) for g in groups] for c in coordinates(run)}
-    apart = {c: difference(draws) for c, draws in everything.items()}
-    # Less than zero: nothing varies, as above the diagonal of a Cholesky factor.
-    ranked = sorted((c for c in apart if apart[c] >= 0), key=lambda c: -apart[c])
+    groups, ranked = groups_of(run), most_different(run)
     shown = ranked[:MOST_PANELS]
     rows = max(1, -(-len(shown) // COLUMNS))
     panels = figure.subplots(rows, min(COLUMNS, max(1, len(shown))), squeeze=False).ravel()
     for ax, coordinate in zip(panels, shown, strict=False):
-        limits = view(everything[coordinate])
+        draws = [draws_of(run, group, coordinate) for group in groups]
+        limits = view(draws)
         curves = {
-            group.replace("reference", "target"): smooth(draws, limits)
-            for group, draws in zip(groups, everything[coordinate], strict=True)
+            group.replace("reference", "target"): smooth(each, limits)
+            for group, each in zip(groups, draws, strict=True)
         }
         draw_densities(ax, curves)
         ax.set(title=coordinate.title, xlim=limits)
