@@ -24,6 +24,7 @@ FITS = ("reverse_kl", "forward_kl")  # unless others are asked for
 GUIDES = ("diagonal", "full_rank", "low_rank:K", "mixture:K", "flow", "own")
 REFERENCES = ("auto", "quadrature", "smc", "nuts", "none")
 DATA = "csv, json, npz, netCDF, zarr or Parquet; names = model arguments."
+FILMS = ("mp4", "gif", "webp")
 PICTURES = ("fit", "evidence", "path")  # those of a run that are files of their own
 CACHE_SWITCH = "VI_DEMO_CACHE"
 NO_USABLE_FIT, INTERRUPTED = 3, 130
@@ -242,7 +243,11 @@ def run(model, data, fits, out, as_json, quiet, strict, timings, debug, **settin
         report("save", 0.0, "drawing")
         from vi_demo.pictures import figures
 
-        results.save(tree, out, figures.writers(tree, PICTURES))
+        writers = figures.writers(tree, PICTURES)
+        if settings["film"]:
+            made = filmed(tree, loaded.name if not of_draws else model)
+            writers[f"fit.{made.format}"] = made.save
+        results.save(tree, out, writers)
         report("save", 1.0, str(out))
         seconds = timed.seconds(spans)
     summary = results.summary(tree)
@@ -351,6 +356,70 @@ def check(model, data, debug) -> None:
             click.echo(line)
 
     in_either_precision(say, loaded, data if loaded is model else None)
+
+
+class Pixels(click.ParamType):
+    """A size in pixels, 900x480."""
+
+    name = "size"
+
+    def convert(self, value, param, ctx):
+        """Width and height."""
+        if isinstance(value, tuple):
+            return value
+        sides = value.lower().split("x")
+        if len(sides) != 2 or not all(side.isdecimal() for side in sides):
+            self.fail(f"'{value}' is not a size in pixels such as 900x480.", param, ctx)
+        return tuple(map(int, sides))
+
+
+@vi_demo.command()
+@click.argument("folder", metavar="DIR")
+@click.option(
+    "--format",
+    type=click.Choice(FILMS),
+    help="[default: mp4 where ffmpeg is on the path, else gif]",
+)
+@click.option("--fps", type=click.IntRange(1, 100), default=25, show_default=True)
+@click.option(
+    "--size", type=Pixels(), metavar="WxH", default="900x480", show_default=True, help="In pixels."
+)
+@click.option(
+    "--site",
+    "sites",
+    multiple=True,
+    metavar="NAME",
+    help="One of two coordinates to show of more than two dimensions, such as 'theta[3]'.  "
+    "[default: those that part most]",
+)
+@click.option(
+    "--start",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Which start is drawn strongly.",
+)
+@click.option("--out", metavar="FILE", help="[default: fit.mp4 or so in DIR]")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def animate(folder, out, debug, **settings) -> None:
+    """Show the run saved in DIR as a film: each guide on its way down its divergence."""
+    from vi_demo import results
+
+    run = results.load(folder)
+    made = filmed(run, folder, **settings)
+    path = Path(out) if out else Path(folder) / f"fit.{made.format}"
+    results.write(path.parent, {path.name: made.save})
+    click.echo(f"Saved {path}")
+
+
+def filmed(run, name, **settings):
+    """The film of a run; what cannot be shown is told in a line."""
+    from vi_demo.pictures import film
+
+    try:
+        return film.animate(run, **settings)
+    except ValueError as error:
+        raise InputError(f"{name}: {error}.") from error
 
 
 @vi_demo.command()

@@ -143,6 +143,8 @@ def run(
         ways, kls = to_watch(target, family, judged, truth, part(key, "film"))
         for name, way in ways.items():
             parts[name]["descent"] = record.descent_tree(target, way)
+        if ways and target.dim > 2 and truth.draws is not None:
+            parts["reference"]["unconstrained"] = record.unconstrained_tree(target, points)
         if kls is not None:
             parts["kl_landscape"] = xr.DataTree(kls)
         report("film", 1.0, "recorded" if ways else "nothing to watch")

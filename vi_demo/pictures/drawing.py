@@ -164,8 +164,13 @@ def shade(strength: float) -> tuple:
 
 
 def ellipse(mean: np.ndarray, covariance: np.ndarray, **look) -> Ellipse:
-    """The 2σ ellipse of a distribution on R²: half axes 2√λ along the covariance's own."""
+    """The 2σ ellipse of a distribution on R²."""
+    (width, height), angle = half_axes(covariance)
+    return Ellipse(mean, 2 * width, 2 * height, angle=angle, **look)
+
+
+def half_axes(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Half axes (..., 2) of 2σ ellipses, 2√λ along the covariance's own, and angles in degrees."""
     values, vectors = np.linalg.eigh(covariance)
-    width, height = 4 * np.sqrt(np.maximum(values, 0.0))
-    angle = np.degrees(np.arctan2(vectors[1, 0], vectors[0, 0]))
-    return Ellipse(mean, width, height, angle=angle, **look)
+    angle = np.degrees(np.arctan2(vectors[..., 1, 0], vectors[..., 0, 0]))
+    return 2 * np.sqrt(np.maximum(values, 0.0)), angle
