@@ -74,10 +74,10 @@ pd.DataFrame(
 ).set_index("group")
 
 # %% [markdown]
-# Two fits and the reference, each a tree of its own as ArviZ's functions take it; `/forward_kl`
-# is left out of the table, being like `/reverse_kl`. `posterior` is on the model's own scale,
-# deterministic sites such as `theta` included; `guide` and `history` are on R^d. All figures of
-# the run are one dictionary, the same as in `summary.json`.
+# Two fits and the reference, each a tree of its own as ArviZ's functions take it; `/forward_kl`,
+# left out of the table, is like `/reverse_kl` without restarts. `posterior` is on the model's
+# own scale, deterministic sites such as `theta` included; `guide` and `history` are on R^d. All
+# figures of the run are one dictionary, the same as in `summary.json`.
 
 # %%
 for name, fit in vi_demo.summary(run)["fits"].items():
@@ -151,7 +151,7 @@ plt.show()
 
 # %% [markdown]
 # The line is what each of 4,000 equal draws would weigh. The reverse fit's heaviest draw counts
-# as some thirty of them: it lies far out in `tau`, where the posterior is and the guide hardly
+# as some thirty of them: its `tau` is near 0, where the posterior has mass and the guide hardly
 # draws. The forward fit draws there, and its weights vary less. (k-hat of so few draws is known
 # to about 0.1; that of `summary.json` is from 10,000.) What they are worth:
 
@@ -179,7 +179,8 @@ of_tau = pd.DataFrame.from_dict(rows, orient="index")
 of_tau.round(2)
 
 # %% [markdown]
-# The forward fit's sd is nearly twice the right one as it is, and right with its weights.
+# The forward fit's sd is nearly twice the right one as it is, and within a few per cent of it
+# with its weights.
 #
 # ArviZ's plots take draws of equal weight. `extract` makes them of weighted ones, if it is told
 # to resample multinomially. A Gaussian guide is a Gaussian on R^d, where `tau` is its logarithm:
@@ -342,7 +343,7 @@ places.round(3) + 0.0  # no −0
 agreement = vi_demo.summary(bimodal)["fits"]["reverse_kl"]["restarts"]
 print(f"R-hat across starts {agreement['rhat']:.2f}, at {agreement['places']} places")
 print(f"ELBO of the best {agreement['elbos'][0]:.3f}")
-print(f"ELBO of both together {agreement['stacked_elbo']['value']:.3f}")
+print(f"ELBO of both together {round(agreement['stacked_elbo']['value'], 3) + 0.0:.3f}")
 
 # %% [markdown]
 # Each start found one of the modes and none of them could know of the other. Taken as chains they

@@ -203,6 +203,7 @@ assert ends["reverse_kl"][0] > ends["reference"][0]
 assert ends["reverse_kl"][1] < ends["reference"][1] < ends["forward_kl"][1]
 heaviest = np.exp(run["reverse_kl/sample_stats"]["log_weights"].values.ravel())
 assert 15 < 4000 * (heaviest / heaviest.sum()).max() < 60
+assert run["reverse_kl/posterior"]["tau"].values.ravel()[heaviest.argmax()] < 0.4
 assert {name: khat < 0.7 for name, khat in khats.items()} == dict.fromkeys(FITS, True)
 assert tau["forward_kl"]["effective draws"] > tau["reverse_kl"]["effective draws"]
 assert tau["forward_kl"]["sd"] > 1.6 * rows["reference"]["sd"]
