@@ -7,6 +7,7 @@ import re
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 
 import vi_demo
@@ -48,6 +49,24 @@ def test_everything_public_has_a_docstring(name):
         for method, function in methods:
             if not method.startswith("_") and inspect.isfunction(function):
                 assert function.__doc__, f"{label}.{method}"
+
+
+def keys(summary):
+    """The names of all figures in a summary."""
+    if isinstance(summary, list):
+        return set().union(*map(keys, summary))
+    return set(summary).union(*map(keys, summary.values())) if isinstance(summary, dict) else set()
+
+
+def test_every_figure_of_a_summary_is_in_the_glossary():
+    """But names that are the model's, and packages."""
+    two = vi_demo.Target.from_log_density(lambda z: -0.5 * jnp.abs(jnp.abs(z[0]) - 5) ** 2, 1)
+    summary = vi_demo.summary(vi_demo.run(two, fits="reverse_kl", draws=100))
+    del summary["settings"]["versions"], summary["model"]["labels"]
+    glossary = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    named = {"x", "x[0]", "5%", "50%", "95%"}
+    listed = {key.removeprefix("corrected_").removesuffix("_reason") for key in keys(summary)}
+    assert not {key for key in listed - named if key.removesuffix("_mcse") not in glossary}
 
 
 def prose(page):
