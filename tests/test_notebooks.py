@@ -193,6 +193,40 @@ assert ladder["passes"] and ladder["ends"].startswith("mixture:")
 assert ladder["rungs"][-1]["divergences"]["reverse_kl"]["value"] < 0.01
 assert share == approx(0.5, abs=0.05)
 """,
+    "inspect_a_run": """
+from pytest import approx
+
+tau = {name: rows[name] for name in FITS}
+assert {fit["verdict"] for fit in vi_demo.summary(run)["fits"].values()} != {"reliable"}
+ends = {k: t["posterior"]["tau"].quantile([0.055, 0.945]).values for k, t in trees.items()}
+assert ends["reverse_kl"][0] > ends["reference"][0]
+assert ends["reverse_kl"][1] < ends["reference"][1] < ends["forward_kl"][1]
+heaviest = np.exp(run["reverse_kl/sample_stats"]["log_weights"].values.ravel())
+assert 15 < 4000 * (heaviest / heaviest.sum()).max() < 60
+assert run["reverse_kl/posterior"]["tau"].values.ravel()[heaviest.argmax()] < 0.4
+assert {name: khat < 0.7 for name, khat in khats.items()} == dict.fromkeys(FITS, True)
+assert tau["forward_kl"]["effective draws"] > tau["reverse_kl"]["effective draws"]
+assert tau["forward_kl"]["sd"] > 1.6 * rows["reference"]["sd"]
+for of in ("mean", "sd"):
+    assert tau["forward_kl"][f"{of}, weighted"] == approx(rows["reference"][of], rel=0.06)
+logs = {name: x.values for name, x in on_log_scale.items()}
+assert logs["forward_kl"].mean() == approx(logs["reference"].mean(), abs=0.1)
+assert logs["forward_kl"].std() == approx(logs["reference"].std(), rel=0.1)
+assert logs["reverse_kl"].std() < 0.8 * logs["reference"].std()
+height = {k: np.abs(np.sort(u.values.ravel()) - (np.arange(1000) + 0.5) / 1000).max()
+          for k, u in uniform.items()}
+assert height["mu, reverse_kl"] < 0.06 and height["mu, forward_kl"] < 0.06
+assert height["tau, reverse_kl"] == approx(0.1, abs=0.03)
+at = uniform["tau, reverse_kl"].values
+assert (at < 0.1).mean() > 0.13 and (at > 0.9).mean() > 0.13
+assert (loo["elpd"] - loo["elpd"]["reference"]).abs().max() < 0.15
+assert loo["largest k-hat"].max() < 0.8
+assert inside == 8
+assert places["elbo"].dropna().tolist() == approx([-0.6931] * 2, abs=0.001)
+assert sorted(places["x[0]"]) == approx([-4, -4, 4, 4], abs=0.01)
+assert agreement["rhat"] > 1.5 and agreement["places"] == 2
+assert agreement["stacked_elbo"]["value"] == approx(0, abs=0.001)
+""",
     "your_own_model": """
 from pytest import approx
 

@@ -20,6 +20,7 @@ def has_density(fn: dist.Distribution) -> bool:
 
 
 def is_masked(fn: dist.Distribution) -> bool:
+    """Whether some of a distribution's log density is left out."""
     while hasattr(fn, "base_dist"):
         if isinstance(fn, dist.MaskedDistribution) and fn._mask is not True:
             return True
@@ -36,6 +37,7 @@ def stated(fn: dist.Distribution) -> dist.Distribution:
 
 
 def innermost(fn: dist.Distribution) -> dist.Distribution:
+    """The distribution that others were made of, however often."""
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return fn

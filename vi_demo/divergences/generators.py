@@ -57,7 +57,7 @@ def forward_kl(r: Array) -> Array:
 
 
 def reverse_kl(r: Array) -> Array:
-    """KL(q‖p) = E_q[−r], exclusive: what the ELBO minimises.
+    """KL(q‖p) = E_q[−r], exclusive: what maximising the ELBO minimises.
 
     At least 0, without upper bound; +∞ where q has mass that p lacks. Seeks what of p it can
     match: a guide pays for lying where p does not. Kullback & Leibler (1951).

@@ -1,0 +1,1 @@
+"""What a run looks like: figures and words from a saved run, without JAX."""
