@@ -405,6 +405,11 @@ def animate(folder, out, debug, **settings) -> None:
     """Show the run saved in DIR as a film: each guide on its way down its divergence."""
     from vi_demo import results
 
+    ending = Path(out).suffix[1:].lower() if out else None
+    if ending and (ending not in FILMS or settings["format"] not in (None, ending)):
+        wanted = settings["format"] or ", ".join(FILMS)
+        raise InputError(f"{out}: a film of that ending cannot be made; choose {wanted}.")
+    settings["format"] = settings["format"] or ending or None
     run = results.load(folder)
     made = filmed(run, folder, **settings)
     path = Path(out) if out else Path(folder) / f"fit.{made.format}"

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
-from scipy.interpolate import Akima1DInterpolator
 from scipy.ndimage import gaussian_filter1d, zoom
 
 GAUSSIAN = ("diagonal", "full_rank", "low_rank")
@@ -146,6 +145,8 @@ def target_density(grid: xr.DataArray, i: int) -> tuple[np.ndarray, np.ndarray]:
             density = density.integrate(dim)
     x = grid[grid.dims[i]].values
     fine = zoom(x, FINER, order=1)
+    from scipy.interpolate import Akima1DInterpolator  # which takes long to import
+
     # Local pieces: a spline through all points would ring beside an edge of the support.
     values = np.fmax(Akima1DInterpolator(x, density.values, method="makima")(fine), 0.0)
     return fine, values / np.trapezoid(values, fine)

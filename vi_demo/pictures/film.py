@@ -146,6 +146,8 @@ def scene(run: xr.DataTree, size: tuple[int, int], sites: Sequence[str], start: 
     if low > 0:
         for bottom in bottoms:
             bottom.set_ylim(max(low, FLOOR) / 1.6, high * 1.6)
+    for artist in moving:
+        artist.set(animated=True, in_layout=False)
     if len(which) == 2:
         figure.draw_without_rendering()  # how large panels are is known once they are laid out
         for top in tops:
@@ -325,8 +327,6 @@ def falling(ax: Axes, way: xr.Dataset, look: Look, start: int):
 
 def rendered(scene: Scene, hold: int) -> Iterator[np.ndarray]:
     """Every frame as RGBA (height, width, 4), the last one some times over."""
-    for artist in scene.moving:
-        artist.set(animated=True, in_layout=False)
     canvas = scene.figure.canvas
     canvas.draw()
     still = canvas.copy_from_bbox(scene.figure.bbox)
