@@ -34,7 +34,7 @@ def measured(name: str) -> str:
 
 def number(value: float | None, digits: int = 3) -> str:
     """A number for people: fixed digits, a true minus, a dash where there is none."""
-    if value is None:
+    if value is None or not np.isfinite(value):
         return "–"
     text = f"{value:,.{digits}f}" if abs(value) < 1e6 else f"{value:.2e}"
     return text.replace("-", "−") if float(text.replace(",", "")) else text.replace("-", "")
@@ -45,6 +45,8 @@ def with_error(estimate: dict | None) -> str:
     if not estimate or estimate["value"] is None:
         return "–"
     error = estimate["mcse"]
+    if error is None:
+        return f"{number(estimate['value'])} ± ?"
     if error < 5e-4:
         return number(estimate["value"], 3)
     digits = int(np.clip(1 - np.floor(np.log10(error)), 0, 3))
