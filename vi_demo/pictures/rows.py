@@ -12,6 +12,7 @@ import numpy as np
 
 from vi_demo.pictures.words import measured, number, spoken, with_error
 
+MOST_SITES = 16  # of a model, named
 MOST_PAIRS = 6  # of correlated coordinates, told
 
 
@@ -44,7 +45,7 @@ def all_rows(summary: dict) -> dict[str, Callable]:
         "worst mean, posterior sds off": lambda f: worst(f, labels, "mean_error_in_sd", np.argmax),
         "narrowest, ratio of sds": lambda f: worst(f, labels, "sd_ratio", np.argmin),
         "widest, ratio of sds": lambda f: worst(f, labels, "sd_ratio", np.argmax),
-        "fit": lambda f: f"{f['status']}, {f['steps']:,} steps",
+        "fit": lambda f: f"{f['status']}, {f['steps']:,} step{'s' * (f['steps'] != 1)}",
         "seconds, compiling + running": lambda f: (
             f"{f['seconds']['compile']:.1f} + {f['seconds']['run']:.1f}"
         ),
@@ -63,7 +64,9 @@ def share(value: float | None) -> str:
     """A share in per cent."""
     if value is None:
         return "–"
-    return f"{100 * value:.2g}%" if value == 0 or value >= 1e-5 else "under 0.001%"
+    if 0 < value < 1e-5:
+        return "under 0.001%"
+    return f"{100 * value:.0f}%" if value >= 0.1 else f"{100 * value:.2g}%"
 
 
 def worst(fit: dict, labels: dict, figure: str, which: Callable) -> str:
@@ -85,8 +88,9 @@ def worst(fit: dict, labels: dict, figure: str, which: Callable) -> str:
 
 def size_words(model: dict) -> str:
     """How many dimensions a model has, and its sites."""
-    plural = "s" * (model["dim"] > 1)
-    return f"{model['dim']:,} dimension{plural} ({', '.join(model['sites'])})"
+    names, plural = list(model["sites"]), "s" * (model["dim"] > 1)
+    more = f" and {len(names) - MOST_SITES} more sites" * (len(names) > MOST_SITES)
+    return f"{model['dim']:,} dimension{plural} ({', '.join(names[:MOST_SITES])}{more})"
 
 
 def reference_words(summary: dict) -> str:
@@ -94,11 +98,10 @@ def reference_words(summary: dict) -> str:
     reference = summary["reference"]
     if reference["method"] == "none":
         return "no reference: what lies beyond the guide's own draws goes unseen"
-    words = f"reference by {reference['method']}"
+    words = f"reference by {spoken(reference['method'])}"
     evidence = reference["log_evidence"]
     if evidence["value"] is not None:
-        words += f", log evidence {number(evidence['value'])}"
-        words += "" if evidence["mcse"] is None else f" ± {evidence['mcse']:.2g}"
+        words += f", log evidence {with_error(evidence)}"
     if "draws" in summary["model"]:
         words = counted(summary["model"]["draws"])
     masses = [f"{100 * m['mass']:.0f}%" for m in reference["modes"]]
@@ -217,6 +220,12 @@ def ladder_advice(correction: dict) -> str:
     if correction["passes"] is None:
         return "No reference tells whether it is right."
     return "No rung was right: do not use any; reparametrise the model."
+
+
+def ladder_words(correction: dict) -> str:
+    """Where the ladder ended, why, and what to do with its draws."""
+    ends, why = rung_name(correction["ends"]), correction["rungs"][-1]["why"]
+    return f"The ladder ends at {ends}: {why}. {ladder_advice(correction)}"
 
 
 def path_words(path: dict) -> str:

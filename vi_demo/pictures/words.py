@@ -15,6 +15,8 @@ PEOPLE = {
     "laplace": "Laplace",
     "pathfinder": "Pathfinder",
     "ep": "EP",
+    "smc": "SMC",
+    "nuts": "NUTS",
 }
 SIGNS = {"reverse_kl": "KL(q‖p), reverse", "forward_kl": "KL(p‖q), forward"}
 
