@@ -16,7 +16,7 @@ import xarray as xr
 
 import vi_demo
 from vi_demo import cli, results
-from vi_demo.pictures import figures, report, rows
+from vi_demo.pictures import figures, report, rows, sections
 
 HTML = "{http://www.w3.org/1999/xhtml}"
 SCRIPT = "<script>alert(1)</script>"
@@ -271,7 +271,7 @@ def test_the_ladder(run, passes, verdict, advice):
     assert words.index("Corrected by") < words.index("What was measured")
 
 
-@pytest.mark.parametrize(("entries", "shown"), [(100, 100), (1000, report.MOST_ROWS)])
+@pytest.mark.parametrize(("entries", "shown"), [(100, 100), (1000, sections.MOST_ROWS)])
 def test_long_tables_are_folded_and_very_long_ones_cut(run, entries, shown):
     def lengthen(summary):
         summary["model"]["labels"] = {"w": [f"w[{i}]" for i in range(entries)]}
@@ -311,7 +311,7 @@ def test_learned_parameters(run):
 # The command.
 
 
-def test_the_command_draws_it_without_jax(folder, tmp_path):
+def test_the_command_draws_it_without_jax(run, folder, tmp_path):
     code = (
         "import sys\nfrom vi_demo import cli\n"
         f"try:\n    cli.main(['report', {str(folder)!r}, '--out', 'there/page.html', "
@@ -323,12 +323,13 @@ def test_the_command_draws_it_without_jax(folder, tmp_path):
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("Saved there/page.html and fit.svg, evidence.svg, path.svg")
+    names = [f"{name}.svg" for name in figures.drawn(run)]
+    assert done.stdout == f"Saved there/page.html and {', '.join(names)} beside it\n"
     page = (tmp_path / "there/page.html").read_bytes()
     assert page == (folder / "report.html").read_bytes()
-    for name in ("fit", "evidence", "path"):
-        ElementTree.parse(tmp_path / f"there/{name}.svg")
-    assert len(list((tmp_path / "there").iterdir())) == 1 + len(figures.FIGURES)
+    for name in names:
+        ElementTree.parse(tmp_path / "there" / name)
+    assert {p.name for p in (tmp_path / "there").iterdir()} == {"page.html", *names}
 
 
 def written(run, folder, **attrs):
@@ -366,6 +367,17 @@ def test_an_out_that_is_a_folder_is_refused(folder, tmp_path, capsys):
         cli.main(["report", str(folder), "--out", str(tmp_path)])
     assert end.value.code == 2
     assert "is a folder; name a file with --out" in capsys.readouterr().err
+
+
+def test_open_shows_it(folder, tmp_path, monkeypatch, capsys):
+    shown = []
+    monkeypatch.setattr(cli.click, "launch", lambda path: shown.append(path) or len(shown) - 1)
+    for status in (0, 2):  # the second time no browser starts
+        with pytest.raises(SystemExit) as end:
+            cli.main(["report", str(folder), "--out", str(tmp_path / "a.html"), "--open"])
+        assert end.value.code == status
+    assert shown == [str(tmp_path / "a.html")] * 2
+    assert "no browser could be started" in capsys.readouterr().err
 
 
 # In a browser.
