@@ -4,6 +4,7 @@
 import vi_demo  # isort: skip
 
 import os
+import shutil
 from pathlib import Path
 
 import jax
@@ -18,6 +19,11 @@ jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_enable_x64", True)
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+QUIETLY = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+)
 BUDGET = 20.0  # seconds for a reference to grow in
 
 # Files stay on one worker each, so that what their tests share is made once: longest first.
@@ -64,3 +70,18 @@ def bundled_run():
         return runs[name]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium, for what only a browser can tell of a page."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        tell = pytest.fail if os.environ.get("CI") else pytest.skip
+        tell(f"no browser on PATH ({', '.join(BROWSERS)})")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=found, args=QUIETLY)
+        yield chromium
+        chromium.close()

@@ -107,6 +107,7 @@ def test_another_divergence_and_the_path(command, tmp_path):
     assert done.returncode == 0, done.stderr
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "α 0.5: cannot tell" in done.stdout
+    assert done.stdout.splitlines()[-1] == "Saved in here/; report.html there has all of it"
     assert "Along alpha from reverse to forward KL, 3 steps" in " ".join(done.stdout.split())
     assert (tmp_path / "here/path.png").stat().st_size > 10_000
     run = vi_demo.load(tmp_path / "here")
@@ -159,7 +160,16 @@ def test_every_public_name_is_there():
 def test_a_run_leaves_its_folder(finished):
     folder, _ = finished
     files = sorted(p.name for p in (folder / "runs" / "bimodal").iterdir())
-    assert files == ["evidence.png", "fit.png", "posterior.nc", "summary.json"]
+    assert files == ["evidence.png", "fit.png", "posterior.nc", "report.html", "summary.json"]
+
+
+def test_a_run_keeps_its_command_and_tells_it(finished):
+    folder, done = finished
+    command = "vi-demo run bimodal --draws 500 --json"
+    assert json.loads(done.stdout)["settings"]["command"] == command
+    page = (folder / "runs/bimodal/report.html").read_text(encoding="utf-8")
+    words = " ".join(re.sub("<[^>]*>", " ", page).split())
+    assert f"by this command: {command}" in words
 
 
 def test_json_is_the_summary_and_nothing_else(finished):

@@ -8,9 +8,11 @@ from __future__ import annotations
 import ast
 import contextlib
 import os
+import shlex
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -34,7 +36,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Run `vi-demo` and exit: 0 done, 1 an error inside, 2 unusable input, 3 with --strict."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        status = vi_demo.main(arguments, prog_name="vi-demo", standalone_mode=False)
+        status = vi_demo.main(
+            arguments, prog_name="vi-demo", standalone_mode=False, obj=list(arguments)
+        )
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         status = 2
@@ -207,7 +211,8 @@ def vi_demo() -> None:
 @click.option("--strict", is_flag=True, help="Exit with 3 where no fit is usable.")
 @click.option("--timings", is_flag=True, help="Say where each second went.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
-def run(model, data, fits, out, as_json, quiet, strict, timings, debug, **settings) -> int:
+@click.pass_obj
+def run(typed, model, data, fits, out, as_json, quiet, strict, timings, debug, **settings) -> int:
     """Fit, diagnose and save MODEL.
 
     MODEL is path/file.py[:function], package.module:function or the name of a bundled model; or
@@ -240,12 +245,11 @@ def run(model, data, fits, out, as_json, quiet, strict, timings, debug, **settin
             report=report,
             **settings,
         )
+        results.note_command(tree, shlex.join(["vi-demo", *typed]))
         report("save", 0.0, "drawing")
-        from vi_demo.pictures import figures
-
-        writers = figures.writers(tree, PICTURES)
+        writers = pictures_of(tree)
         if settings["film"]:
-            made = filmed(tree, loaded.name if not of_draws else model)
+            made = filmed(tree, model if of_draws else loaded.name)
             writers[f"fit.{made.format}"] = made.save
         results.save(tree, out, writers)
         report("save", 1.0, str(out))
@@ -259,6 +263,57 @@ def run(model, data, fits, out, as_json, quiet, strict, timings, debug, **settin
         terminal.show_timings(seconds, aside=as_json)
     usable = any(fit["verdict"] in results.USABLE for fit in summary["fits"].values())
     return NO_USABLE_FIT if strict and not usable else 0
+
+
+def pictures_of(tree) -> dict[str, Callable]:
+    """Writers of a run's report, and of the figures that are files of their own."""
+    from vi_demo import results
+    from vi_demo.pictures import figures, report
+
+    drawn = figures.drawn(tree)
+    page = report.page(tree, drawn)
+    own = {name: drawn[name] for name in PICTURES if name in drawn}
+    return figures.writers(own) | {results.REPORT: writing(page)}
+
+
+def writing(page: str) -> Callable[[Path], None]:
+    """How a page is written to a path."""
+    return lambda path: path.write_text(page, encoding="utf-8")
+
+
+@vi_demo.command("report")
+@click.argument("folder", metavar="DIR")
+@click.option("--out", metavar="FILE", help="Where to write it.  [default: DIR/report.html]")
+@click.option("--open/--no-open", "opens", default=False, help="Show it in the browser.")
+@click.option(
+    "--figures",
+    "suffix",
+    type=click.Choice(["png", "svg", "pdf"]),
+    help="Write every figure beside it, too, as files of this kind.",
+)
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def draw_report(folder, out, opens, suffix, debug) -> None:
+    """Draw report.html of a saved run anew, from DIR, the folder that vi-demo run made.
+
+    It is one page that needs no other file and no network.
+    """
+    from vi_demo import results
+
+    tree = results.load(folder)
+    results.summary(tree)  # refused now, if it is damaged
+    home = Path(folder) if Path(folder).is_dir() else Path(folder).parent
+    out = Path(out) if out else home / results.REPORT
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; name a file with --out.")
+    results.check_folder(out.parent)
+    from vi_demo.pictures import figures, report
+
+    drawn = figures.drawn(tree)
+    more = figures.writers(drawn, suffix) if suffix else {}
+    results.write(out.parent, {out.name: writing(report.page(tree, drawn)), **more})
+    click.echo(f"Saved {out}" + f" and {', '.join(more)} beside it" * bool(more))
+    if opens and click.launch(str(out)):
+        raise InputError(f"no browser could be started; open {out} in one.")
 
 
 @vi_demo.command()

@@ -18,6 +18,7 @@ SCHEMA = 1  # of what is written; whatever is older can be read
 
 POSTERIOR = "posterior.nc"
 SUMMARY = "summary.json"
+REPORT = "report.html"
 CALIBRATION = "calibration.nc"
 CALIBRATION_SUMMARY = "calibration.json"
 
@@ -32,6 +33,13 @@ def summary(run: xr.DataTree) -> dict:
         raise InputError(
             "the run's summary is damaged, it is not JSON; make the run anew with vi-demo run."
         ) from error
+
+
+def note_command(run: xr.DataTree, command: str) -> None:
+    """Keep the command that a run was made by with its settings."""
+    known = summary(run)
+    known["settings"]["command"] = command
+    run.attrs["summary"] = json.dumps(known, indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def check_folder(folder: str | Path) -> None:

@@ -8,6 +8,7 @@ import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -159,6 +160,9 @@ def run(
         "optimizer": optimizer,
         "film": film,
         "precision": str(jnp.zeros(()).dtype),
+        "path": path,
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": None,  # the command line writes its own here
         "versions": versions(),
     }
     tree = xr.DataTree(children=parts)

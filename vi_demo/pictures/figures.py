@@ -6,7 +6,7 @@ where the run does not hold what it draws. A new figure is one function and its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -99,7 +99,12 @@ FIGURES = {
 }
 
 
-def writers(run: xr.DataTree, names: Sequence[str], suffix: str = "png") -> dict[str, Callable]:
-    """Writers of those figures that can be drawn, by the names of their files."""
-    found = {name: FIGURES[name].draw(run) for name in names}
-    return {f"{name}.{suffix}": partial(save, figure) for name, figure in found.items() if figure}
+def drawn(run: xr.DataTree) -> dict[str, Figure]:
+    """Every figure of a run that can be drawn, by name."""
+    found = {name: plate.draw(run) for name, plate in FIGURES.items()}
+    return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def writers(figures: dict[str, Figure], suffix: str = "png") -> dict[str, Callable]:
+    """Writers of figures, by the names of their files."""
+    return {f"{name}.{suffix}": partial(save, figure) for name, figure in figures.items()}

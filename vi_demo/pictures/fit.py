@@ -87,8 +87,7 @@ def header(figure: Figure, run: xr.DataTree, handles: dict) -> float:
 
 def target_words(reference: dict) -> str:
     """Where the target that is drawn comes from, and whether to trust it."""
-    method = reference["method"]
-    words = f"target, by {method.upper() if method in ('smc', 'nuts') else method}"
+    words = f"target, by {spoken(reference['method'])}"
     if not reference["trusted"]:
         words += " — not to be trusted"
         words += "".join(f": {reason}" for reason in reference["reasons"][:1])

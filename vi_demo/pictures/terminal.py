@@ -14,7 +14,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 from rich.text import Text
 
-from vi_demo.pictures.words import measured, number, spoken, with_error
+from vi_demo.pictures import rows
+from vi_demo.pictures.words import spoken, with_error
 
 COLOURS = {
     "reliable": "green",
@@ -25,7 +26,6 @@ COLOURS = {
 WIDTH = 80
 QUIET = 30.0  # seconds between two lines of one phase
 MOST_COORDINATES = 20  # of a guide, shown
-MOST_PAIRS = 6
 
 
 @contextlib.contextmanager
@@ -86,15 +86,14 @@ def show(summary: dict, folder: Path) -> None:
             console.print(line)
         for line in restart_lines(fit.get("restarts")):
             console.print(line)
-    wanted = summary["settings"].get("quantity", [])
-    if wanted:
-        console.print(quantity_table(summary["fits"], wanted))
+    if summary["settings"].get("quantity"):
+        console.print(quantity_table(summary))
     if "correction" in summary:
         for item in ladder_parts(summary["correction"]):
             console.print(item)
     if "path" in summary:
-        console.print(Text("\n" + textwrap.fill(path_words(summary["path"]), WIDTH)))
-    console.print(f"\nSaved in {folder}/", markup=False)
+        console.print(Text("\n" + textwrap.fill(rows.path_words(summary["path"]), WIDTH)))
+    console.print(f"\nSaved in {folder}/; report.html there has all of it", markup=False)
 
 
 def show_timings(seconds: dict[str, dict[str, float]], aside: bool) -> None:
@@ -115,26 +114,14 @@ def show_timings(seconds: dict[str, dict[str, float]], aside: bool) -> None:
 def heading(summary: dict) -> str:
     """What was fitted, and what it was measured against."""
     model, reference = summary["model"], summary["reference"]
-    sites = ", ".join(model["sites"])
-    plural = "s" * (model["dim"] > 1)
-    first = f"[bold]{escape(model['name'])}[/]: {model['dim']} dimension{plural} ({escape(sites)})"
-    method = f"reference by {reference['method']}"
+    first = f"[bold]{escape(model['name'])}[/]: {escape(rows.size_words(model))}"
+    against = rows.reference_words(summary)
     if reference["method"] == "none":
         why = "; ".join(reference["reasons"])
-        nothing = "no reference: what lies beyond the guide's own draws goes unseen"
-        return f"{first}\n{nothing}\n[dim]{escape(why)}[/]\n"
-    evidence = reference["log_evidence"]
-    if evidence["value"] is not None:
-        method += f", log evidence {number(evidence['value'])} ± {evidence['mcse']:.2g}"
-    if "draws" in model:
-        method = counted(model["draws"])
-    masses = [f"{100 * m['mass']:.0f}%" for m in reference["modes"]]
-    if masses:
-        method += f", {len(masses)} mode{'s' if len(masses) > 1 else ''}"
-        method += f" ({', '.join(masses)})" if len(masses) > 1 else ""
+        return f"{first}\n{against}\n[dim]{escape(why)}[/]\n"
     doubts = "".join(f"\n[yellow]not to be trusted: {escape(r)}[/]" for r in reference["reasons"])
     remarks = "".join(f"\n[dim]{escape(r)}[/]" for r in reference["remarks"])
-    return f"{first}\n{method}{doubts}{remarks}\n"
+    return f"{first}\n{against}{doubts}{remarks}\n"
 
 
 def escape(text: str) -> str:
@@ -145,24 +132,21 @@ def escape(text: str) -> str:
 def tables(summary: dict, width: int) -> Iterator[Table]:
     """One column a fit, one row a figure; a further table where the fits are too many."""
     names = list(summary["fits"])
-    rows = figures(summary)
-    if "draws" in summary["model"]:  # which have no density: most rows would be dashes
-        known = summary["fits"].values()
-        rows = {k: cell for k, cell in rows.items() if any(cell(f) != "–" for f in known)}
-    label = max(map(len, rows))
+    cells = rows.fit_rows(summary)
+    label = max(map(len, cells))
     columns = [
-        max(len(spoken(n)), *(len(c(summary["fits"][n])) for c in rows.values())) for n in names
+        max(len(spoken(n)), *(len(c(summary["fits"][n])) for c in cells.values())) for n in names
     ]
     while names:
         used, fitting = label, 0
         while fitting < len(names) and (not fitting or used + 2 + columns[fitting] <= width):
             used += 2 + columns[fitting]
             fitting += 1
-        yield table({n: summary["fits"][n] for n in names[:fitting]}, rows)
+        yield table({n: summary["fits"][n] for n in names[:fitting]}, cells)
         names, columns = names[fitting:], columns[fitting:]
 
 
-def table(fits: dict, rows: dict[str, Callable]) -> Table:
+def table(fits: dict, cells: dict[str, Callable]) -> Table:
     """The figures of some fits."""
     grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     grid.add_column("nats, unless said otherwise", style="dim", no_wrap=True)
@@ -170,107 +154,34 @@ def table(fits: dict, rows: dict[str, Callable]) -> Table:
         grid.add_column(spoken(name), justify="right", no_wrap=True)
     verdicts = [fit["verdict"] for fit in fits.values()]
     grid.add_row("verdict", *(Text(v, style=COLOURS[v]) for v in verdicts))
-    for label, cell in rows.items():
+    for label, cell in cells.items():
         # As Text, in which mu[a] is no markup.
         grid.add_row(label, *(Text(cell(f)) for f in fits.values()))
     return grid
 
 
-def figures(summary: dict) -> dict[str, Callable]:
-    """What each row of the table is, as a function of a fit."""
-    modes, labels = len(summary["reference"]["modes"]), summary["model"]["labels"]
-    divergences = dict.fromkeys(n for fit in summary["fits"].values() for n in fit["divergences"])
-    return {
-        "ELBO": lambda f: with_error(f["elbo"]),
-        "EUBO": lambda f: with_error(f["eubo"]),
-        **{
-            measured(name): lambda f, name=name: with_error(f["divergences"].get(name))
-            for name in divergences
-        },
-        "k-hat (below 0.7 is fine)": lambda f: khat(f),
-        f"effective draws of {summary['settings']['draws']:,}": lambda f: number(f["ess"], 0),
-        "effective share, from p": lambda f: share(f.get("forward_ess")),
-        "modes covered": lambda f: f"{f['modes_covered']} of {modes}" if modes else "–",
-        "mass covered": lambda f: "–" if f["mass_covered"] is None else f"{f['mass_covered']:.0%}",
-        "worst mean, posterior sds off": lambda f: worst(f, labels, "mean_error_in_sd", np.argmax),
-        "narrowest, ratio of sds": lambda f: worst(f, labels, "sd_ratio", np.argmin),
-        "widest, ratio of sds": lambda f: worst(f, labels, "sd_ratio", np.argmax),
-        "fit": lambda f: f"{f['status']}, {f['steps']:,} steps",
-        "seconds, compiling + running": lambda f: (
-            f"{f['seconds']['compile']:.1f} + {f['seconds']['run']:.1f}"
-        ),
-    }
-
-
-def khat(fit: dict) -> str:
-    """k-hat with its spread, or that the weights are too much alike to have one."""
-    if "constant" in fit.get("khat_reason", ""):
-        return "constant weights"
-    spread = fit.get("khat_spread")
-    return number(fit["khat"], 2) + ("" if spread is None else f" ± {number(spread, 2)}")
-
-
-def share(value: float | None) -> str:
-    """A share in per cent."""
-    return "–" if value is None else f"{100 * value:.2g}%"
-
-
-def worst(fit: dict, labels: dict, figure: str, which: Callable) -> str:
-    """The most extreme entry of a figure over all sites, with its label."""
-    entries = [
-        (value, label)
-        for name, site in fit["sites"].items()
-        for value, label in zip(np.ravel(site[figure]), labels[name], strict=True)
-        if value is not None and np.isfinite(float(value))
-    ]
-    if not entries:
-        return "–"
-    value, label = entries[int(which([v for v, _ in entries]))]
-    return f"{label} {number(float(value), 2)}"
-
-
-def counted(draws: dict) -> str:
-    """How many draws there are, and what they are worth."""
-    chains = f" in {draws['chains']} chain{'s' * (draws['chains'] > 1)}" if draws["chains"] else ""
-    return f"{draws['number']:,} draws{chains}, worth {draws['effective']:,.0f} independent ones"
-
-
 def guide_parts(name: str, guide: dict) -> Iterator[Table | Text]:
     """The mean and sd of a guide's first coordinates, and which of them go together."""
-    coordinates = guide["coordinates"]
     grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     grid.add_column(f"\n{spoken(name)}, {guide['family']}", style="dim")
     for title in ("mean", "sd"):
         grid.add_column(f"\n{title}", justify="right", no_wrap=True)
-    shown = list(zip(coordinates, guide["mean"], guide["sd"], strict=True))[:MOST_COORDINATES]
-    for coordinate, mean, sd in shown:
-        grid.add_row(Text(coordinate), *(significant(v, sd) for v in (mean, sd)))
+    every = rows.guide_rows(guide)
+    for coordinate, mean, sd in every[:MOST_COORDINATES]:
+        grid.add_row(Text(coordinate), mean, sd)
     yield grid
-    if len(coordinates) > len(shown):
-        yield Text(f"and {len(coordinates) - len(shown)} more, in summary.json", style="dim")
-    pairs = [
-        f"{' and '.join(pair['between'])} {number(pair['value'], 2)}"
-        for pair in guide["correlations"][:MOST_PAIRS]
-    ]
-    if pairs:
-        more = ", …" * (len(guide["correlations"]) > len(pairs))
-        words = f"correlations beyond 0.5: {', '.join(pairs)}{more}"
+    if len(every) > MOST_COORDINATES:
+        yield Text(f"and {len(every) - MOST_COORDINATES} more, in summary.json", style="dim")
+    if words := rows.correlation_words(guide):
         yield Text(textwrap.fill(words, WIDTH))
-
-
-def significant(value: float, sd: float) -> str:
-    """A number with three digits of the sd that belongs to it."""
-    digits = int(np.clip(2 - np.floor(np.log10(sd)), 0, 9)) if sd > 0 else 3
-    return number(value, digits)
 
 
 def verdict_lines(name: str, fit: dict) -> Iterator[Text]:
     """The verdict, its reasons, what went wrong on the way, and the next thing to do."""
     linked = ":" if fit["verdict"] == "cannot tell" else " is"
-    sure = fit.get("confidence")
-    share = f" (in {100 * sure:.0f}% of replicates)" if sure is not None and sure < 1 else ""
+    sure = rows.confidence_words(fit)
     verdict = fit["verdict"], f"bold {COLOURS[fit['verdict']]}"
-    yield Text.assemble(f"\n{spoken(name)}{linked} ", verdict, share)
+    yield Text.assemble(f"\n{spoken(name)}{linked} ", verdict, f" ({sure})" if sure else "")
     for reason in (*fit["reasons"], *fit["notes"]):
         yield indented(reason, "–")
     yield indented(fit["advice"], "→")
@@ -284,32 +195,24 @@ def indented(words: str, sign: str) -> Text:
 
 def restart_lines(restarts: dict | None) -> Iterator[Text]:
     """Whether the starts of a fit agree, where they do not."""
-    if not restarts or restarts["places"] < 2:
-        return
-    words = f"its {len(restarts['elbos'])} starts ended at {restarts['places']} places"
-    if restarts["rhat"] is not None:
-        words += f", R-hat {restarts['rhat']:.2f} in {restarts['rhat_at']}"
-    words += f"; stacked by evidence they have ELBO {with_error(restarts['stacked_elbo'])}"
-    yield indented(words, "–")
+    if words := rows.restart_words(restarts):
+        yield indented(words, "–")
 
 
-def quantity_table(fits: dict, sites: list[str]) -> Table:
+def quantity_table(summary: dict) -> Table:
     """Of the quantities that were asked for: each fit's value, its error, and what it is worth."""
     grid = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     grid.add_column("\nquantity", style="dim", no_wrap=True)
     grid.add_column("\nreference", justify="right", no_wrap=True)
-    for name in fits:
+    for name in summary["fits"]:
         grid.add_column(f"\n{spoken(name)}", justify="right", no_wrap=True)
         grid.add_column("\n", no_wrap=True)
-    first = next(iter(fits.values()))["quantities"]
-    for label in (k for k in first if k.partition("[")[0] in sites):
-        for statistic, entry in first[label].items():
-            cells = [Text(f"{label} {statistic}"), with_error(entry.get("reference"))]
-            for fit in fits.values():
-                own = fit["quantities"][label][statistic]
-                cells += [with_error(own["guide"])]
-                cells += [Text(own["verdict"], style=COLOURS[own["verdict"]])]
-            grid.add_row(*cells)
+    for label, reference, fits in rows.quantity_rows(summary):
+        cells = [Text(label), reference]
+        for own in fits:
+            cells += [with_error(own["guide"])]
+            cells += [Text(own["verdict"], style=COLOURS[own["verdict"]])]
+        grid.add_row(*cells)
     return grid
 
 
@@ -322,49 +225,10 @@ def ladder_parts(correction: dict) -> Iterator[Table | Text]:
     grid.add_column("looks\nat p", justify="right", no_wrap=True)
     grid.add_column("\nseconds", justify="right", no_wrap=True)
     grid.add_column("\nright", no_wrap=True)
-    for rung in correction["rungs"]:
-        grid.add_row(
-            Text(rung_name(rung["name"])),
-            number(rung["worst_mean_error_in_sd"], 2),
-            number(rung["worst_sd_ratio"], 2),
-            number(rung["khat"], 2),
-            with_error(rung["divergences"].get("reverse_kl")),
-            counted_in_thousands(sum(rung["evaluations"].values())),
-            f"{rung['seconds']:.1f}",
-            {True: Text("yes", style="green"), False: Text("no", style="red")}.get(
-                rung["passes"], Text("?", style="magenta")
-            ),
-        )
+    for name, *cells, right, _ in rows.rungs(correction):
+        colour = {"yes": "green", "no": "red"}.get(right, "magenta")
+        grid.add_row(Text(name), *cells, Text(right, style=colour))
     yield grid
-    last = correction["rungs"][-1]
-    yield Text.assemble(
-        "\nThe ladder ends at ", (rung_name(correction["ends"]), "bold"), f": {last['why']}"
-    )
-    if correction["passes"]:
-        yield indented("Use the draws in corrected/posterior.", "→")
-    elif correction["passes"] is None:
-        yield indented("No reference tells whether it is right.", "→")
-    else:
-        yield indented("No rung was right: do not use any; reparametrise the model.", "→")
-
-
-def path_words(path: dict) -> str:
-    """What became of the best guide between the two directions of KL."""
-    steps, branches = len(path["alpha"]), path["branches"]
-    words = (
-        f"Along alpha from reverse to forward KL, {steps} steps, {branches} branches followed: "
-    )
-    if not path["jumps"]:
-        return words + "the best guide moves without a jump."
-    places = ", ".join(f"{a:.2f}" for a in path["jumps"])
-    return words + f"the best guide jumps from one optimum to another at alpha = {places}."
-
-
-def counted_in_thousands(count: int) -> str:
-    """A large number in short: 49k, 1.2M."""
-    return f"{count / 1e6:.1f}M" if count >= 1e6 else f"{count / 1e3:.0f}k"
-
-
-def rung_name(name: str) -> str:
-    """A rung as people say it; a guide's name stays as it is typed."""
-    return name if name.startswith("mixture:") else spoken(name)
+    ends, why = rows.rung_name(correction["ends"]), correction["rungs"][-1]["why"]
+    yield Text.assemble("\nThe ladder ends at ", (ends, "bold"), f": {why}")
+    yield indented(rows.ladder_advice(correction), "→")

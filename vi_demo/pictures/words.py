@@ -15,6 +15,8 @@ PEOPLE = {
     "laplace": "Laplace",
     "pathfinder": "Pathfinder",
     "ep": "EP",
+    "smc": "SMC",
+    "nuts": "NUTS",
 }
 SIGNS = {"reverse_kl": "KL(q‖p), reverse", "forward_kl": "KL(p‖q), forward"}
 
@@ -34,7 +36,7 @@ def measured(name: str) -> str:
 
 def number(value: float | None, digits: int = 3) -> str:
     """A number for people: fixed digits, a true minus, a dash where there is none."""
-    if value is None:
+    if value is None or not np.isfinite(value):
         return "–"
     text = f"{value:,.{digits}f}" if abs(value) < 1e6 else f"{value:.2e}"
     return text.replace("-", "−") if float(text.replace(",", "")) else text.replace("-", "")
@@ -45,6 +47,8 @@ def with_error(estimate: dict | None) -> str:
     if not estimate or estimate["value"] is None:
         return "–"
     error = estimate["mcse"]
+    if error is None:
+        return f"{number(estimate['value'])} ± ?"
     if error < 5e-4:
         return number(estimate["value"], 3)
     digits = int(np.clip(1 - np.floor(np.log10(error)), 0, 3))
