@@ -249,8 +249,11 @@ def run(typed, model, data, fits, out, as_json, quiet, strict, timings, debug, *
         report("save", 0.0, "drawing")
         writers = pictures_of(tree)
         if settings["film"]:
-            made = filmed(tree, model if of_draws else loaded.name)
-            writers[f"fit.{made.format}"] = made.save
+            try:
+                made = filmed(tree, model)
+                writers[f"fit.{made.format}"] = made.save
+            except InputError as error:  # a density so slow that no way was recorded
+                complain(f"no film was made: {error}")
         results.save(tree, out, writers)
         report("save", 1.0, str(out))
         seconds = timed.seconds(spans)

@@ -99,6 +99,8 @@ def run(
     fits = fits or (fitting.DEFAULT if target.log_density is not None else ("forward_kl",))
     family, remarks = family_for(target, guide if own is None else "full_rank")
     refuse(target, own, family, fits, path, correct, optimizer)
+    if film:
+        descent.refuse(target, "own" if own is not None else family.name)
     quantities.known(target, quantity)
     given = None if reference in references.METHODS else references.from_file(target, reference)
     key = jax.random.key(seed)

@@ -20,6 +20,7 @@ from jax import Array
 from vi_demo import starts
 from vi_demo.divergences.estimators import Draws, resample
 from vi_demo.divergences.generators import Renyi, forward_kl, named, reverse_kl
+from vi_demo.errors import InputError
 from vi_demo.fitting.objectives import TargetDraws, draws_of_target, loss_of, normal_noise, sobol
 from vi_demo.frames import Frame, seen_from
 from vi_demo.guides import Family, covariance_of
@@ -67,6 +68,18 @@ class Course(NamedTuple):
     draws: TargetDraws
     least: float
     seen: Callable[[dict], tuple[Array, Array, Array]]
+
+
+def refuse(target: Target, guide: str) -> None:
+    """Raise `InputError` where the guides on the way cannot be recorded, before all work."""
+    if guide in ("own", "flow"):
+        raise InputError(f"a film shows Gaussians and no {guide} guide; leave --film out.")
+    if FRAMES * target.dim**2 > MOST_NUMBERS:
+        most = int((MOST_NUMBERS / FRAMES) ** 0.5)
+        raise InputError(
+            f"{target.name}: a film takes at most {most} dimensions, and there are {target.dim}; "
+            "leave --film out."
+        )
 
 
 def course(target: Target, family: Family, key: Array, draws: TargetDraws) -> Course | None:
