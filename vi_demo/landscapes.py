@@ -9,7 +9,7 @@ from vi_demo.fitting.descent import Descent
 from vi_demo.fitting.objectives import TargetDraws
 from vi_demo.target import Target
 
-GRID = 121
+GRID = {1: 601, 2: 121}  # points along each axis
 KL_GRID = 81
 MARGIN = 0.1
 AROUND = 2.0  # sds around the target's mean that are seen at least
@@ -21,7 +21,7 @@ def density(target: Target, points: np.ndarray) -> xr.Dataset:
     """Log p on a grid over where the points (n, d) lie, d being 1 or 2."""
     low, high = np.quantile(points, [0.001, 0.999], axis=0)
     margin = 0.25 * (high - low)
-    axes = np.linspace(low - margin, high + margin, GRID, axis=1)
+    axes = np.linspace(low - margin, high + margin, GRID[target.dim], axis=1)
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
     values = target.log_densities(grid.reshape(-1, target.dim))
     names = [f"axis_{i}" for i in range(target.dim)]

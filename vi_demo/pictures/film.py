@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +51,7 @@ CROSS = "#C00000"
 FAINT = 0.35
 MOST_PANELS = 4
 POINTS = 241  # of a curve
+TRANSPARENT = 127  # the last of a GIF's colours
 FLOOR = 1e-4  # nats
 STILL = "no way down was recorded to be watched; make the run anew with --film"
 
@@ -330,12 +331,14 @@ def rendered(scene: Scene, hold: int) -> Iterator[np.ndarray]:
     canvas = scene.figure.canvas
     canvas.draw()
     still = canvas.copy_from_bbox(scene.figure.bbox)
-    for k in [*range(scene.frames), *[scene.frames - 1] * hold]:
+    for k in range(scene.frames):
         canvas.restore_region(still)
         scene.move(k)
         for artist in scene.moving:
             artist.axes.draw_artist(artist)
-        yield np.array(canvas.buffer_rgba())
+        picture = np.array(canvas.buffer_rgba())
+        yield picture
+    yield from repeat(picture, hold)
 
 
 def to_mp4(pictures: Iterator[np.ndarray], path: Path, fps: int) -> None:
@@ -360,13 +363,29 @@ def to_mp4(pictures: Iterator[np.ndarray], path: Path, fps: int) -> None:
 
 
 def to_pillow(pictures: Iterator[np.ndarray], path: Path, fps: int) -> None:
-    """Through Pillow: a GIF of one palette for all frames, or WebP, for ever around."""
+    """Through Pillow, for ever around."""
     frames = [Image.fromarray(p[..., :3]) for p in pictures]
     options = {"save_all": True, "duration": round(1000 / fps), "loop": 0}
     if path.suffix == ".gif":
-        both = np.concatenate([np.asarray(frames[len(frames) // 3]), np.asarray(frames[-1])])
-        palette = Image.fromarray(both).quantize(128)
-        frames = [f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
+        frames = in_palette(frames)
+        options |= {"transparency": TRANSPARENT, "disposal": 1, "optimize": False}
     else:
         options |= {"quality": 80, "method": 0}
     frames[0].save(path, append_images=frames[1:], **options)
+
+
+def in_palette(frames: list[Image.Image]) -> list[Image.Image]:
+    """The frames in one palette, transparent where they are as the one before.
+
+    Pillow would do that, and take twice as long over it.
+    """
+    both = np.concatenate([np.asarray(frames[len(frames) // 3]), np.asarray(frames[-1])])
+    palette = Image.fromarray(both).quantize(TRANSPARENT)
+    before, found = None, []
+    for frame in frames:
+        index = np.asarray(frame.quantize(palette=palette, dither=Image.Dither.NONE))
+        changed = index if before is None else np.where(index == before, TRANSPARENT, index)
+        found.append(Image.fromarray(changed.astype(np.uint8), "L"))
+        found[-1].putpalette(palette.getpalette()[: 3 * TRANSPARENT] + [255, 255, 255])
+        before = index
+    return found

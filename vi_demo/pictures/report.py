@@ -15,7 +15,9 @@ from typing import NamedTuple
 
 import jinja2
 import matplotlib.style
+import numpy as np
 import xarray as xr
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -114,10 +116,10 @@ def picture(name: str, figure: Figure, summary: dict) -> Picture:
 
 def png(figure: Figure, dpi: float) -> bytes:
     """A figure's bytes, in a palette of its own: a third of the size, and it looks the same."""
-    drawn, file = io.BytesIO(), io.BytesIO()
+    canvas, file = FigureCanvasAgg(figure), io.BytesIO()
+    figure.set_dpi(dpi)
     with matplotlib.style.context(STYLE):
-        figure.savefig(drawn, dpi=dpi, pil_kwargs={"compress_level": 1})
-    with Image.open(drawn) as image:
-        few = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    few.save(file, "png", optimize=True)
+        canvas.draw()
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+    image.quantize(256, dither=Image.Dither.NONE).save(file, "png")
     return file.getvalue()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -41,7 +41,7 @@ def progress(quiet: bool) -> Iterator[Callable[[str, float, str], None]]:
             SpinnerColumn(finished_text="·"),
             TextColumn("{task.description:<11}"),
             BarColumn(bar_width=20),
-            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             TextColumn("{task.fields[text]}"),
         )
         with Progress(*columns, console=console, transient=True) as bars:
