@@ -17,6 +17,7 @@
 #
 # - fit one guide to a NumPyro model in both directions of the Kullback–Leibler divergence, and
 #   see what each direction does with a posterior that the guide cannot match;
+# - watch the guide move under either, and say what pulls it where it goes;
 # - read the figures that tell a good fit from a bad one, and know which of them can be fooled;
 # - say when importance weights rescue a fit and when they cannot;
 # - put your own model in the place of this one.
@@ -44,6 +45,7 @@ from scipy.stats import norm
 import vi_demo
 from vi_demo.pictures.drawing import COLOURS
 from vi_demo.pictures.figures import fit_figure
+from vi_demo.pictures.film import animate
 
 # JAX computes in single precision unless told otherwise, before its first computation.
 # Divergences are averages of differences of log densities: double precision keeps their digits.
@@ -102,6 +104,41 @@ def figures(run):
 figures(run).round(3)
 
 # %% [markdown]
+# ## Watch them fall
+#
+# A fit that begins next to a mode says little of what pulls it there. So a run in up to two
+# dimensions records something else too: plain Adam, from the same few narrow guides, down either
+# divergence. The red cross is the guide's mean, the ellipse its 2σ, the faint ones are the other
+# starts; below, how far the divergence has fallen.
+
+# %%
+film = animate(run, size=(760, 400))
+film
+
+# %%
+lasts = {}
+for name in ("reverse_kl", "forward_kl"):
+    last = run[name]["descent"].isel(frame=-1, component=0)
+    lasts[name] = {
+        "mean of x[0], each start": last["mean"][:, 0].round(3).values,
+        "sd of x[0], each start": np.sqrt(last["covariance"][:, 0, 0]).round(3).values,
+        "divergence": last["divergence"][0].round(4).item(),
+    }
+ends = pd.DataFrame.from_dict(lasts, orient="index")
+ends
+
+# %% [markdown]
+# - **Reverse KL goes to whichever mode is nearer**, widens until it fills it, and stops: starts on
+#   either side end on different modes, equally content. It is *mode-seeking*.
+# - **Forward KL widens first**, from wherever it began, until no draw of the target is left out,
+#   and every start ends at the same place, in the middle, where there is nothing. It is
+#   *mean-seeking*.
+# - **It falls from much higher.** A narrow guide leaves nearly all of the target's draws in its
+#   far tails, which costs forward KL a hundred nats; reverse KL, which asks the guide's own draws,
+#   hardly minds.
+#
+# ## Judged by both
+#
 # Each fit is the better one by its own KL. The reverse fit's 0.693 is log 2, the price of missing
 # half of the mass: on its mode the guide has twice the density of the target. Counted from the
 # other side the same fit costs over 15 nats, because half of the target's draws lie eight of its
@@ -269,6 +306,60 @@ corrected.round(3)
 #   drawn. Here a perfect effective sample size is no comfort.
 # - **What is asked matters.** P(|x[0]| < 2) is right from the reverse fit as it is, because both
 #   halves agree on it. Mean, sd and P(x[0] > 0) are not.
+#
+# ## Too sure of itself
+#
+# Modes are the loud failure; the quiet one needs no second mode. Here is a single ridge, two
+# coordinates of correlation 0.9, and a guide that knows no correlation.
+
+
+# %%
+def ridge(rho=0.9):
+    cov = jnp.array([[1.0, rho], [rho, 1.0]])
+    numpyro.sample("x", dist.MultivariateNormal(jnp.zeros(2), covariance_matrix=cov))
+
+
+narrow = vi_demo.run(ridge, guide="diagonal", draws=1000)
+fit_figure(narrow)
+
+# %% [markdown]
+# - **Reverse KL is over-confident**: it fits inside the ridge, with sd √(1 − 0.9²) = 0.44 where 1
+#   is right. An interval of 95 % by this guide holds the truth some 61 % of the time. With a
+#   factorised guide it does that on every correlated Gaussian.
+# - **Forward KL has each sd right** and the rest wrong: most of its draws lie beside the ridge.
+# - Nothing here is multimodal, and more steps would not help either of them. What is wrong is the
+#   guide; `--guide full_rank`, the default, has both directions exact.
+#
+# ## Maximum likelihood is forward KL
+#
+# KL(p‖q) = E_p[log p] − E_p[log q], and the first term is not the guide's to change. So with draws
+# of p at hand, minimising forward KL is maximising the average of log q over them: maximum
+# likelihood, with the posterior in the place of the world. Nothing else of p is needed.
+
+# %%
+from_draws = vi_demo.run(vi_demo.Target.from_draws(run["reference"]["posterior"]["x"][0].values))
+by_likelihood = from_draws["forward_kl"]["guide"]
+sample = run["reference"]["posterior"]["x"][0]
+pd.DataFrame(
+    {
+        "forward KL of the draws": [
+            float(by_likelihood["mean"][0]),
+            float(by_likelihood["covariance"][0, 0]) ** 0.5,
+        ],
+        "mean and sd of the draws": [float(sample[:, 0].mean()), float(sample[:, 0].std())],
+        "forward KL of the density": [
+            float(run["forward_kl"]["guide"]["mean"][0]),
+            float(run["forward_kl"]["guide"]["covariance"][0, 0]) ** 0.5,
+        ],
+    },
+    index=["mean of x[0]", "sd of x[0]"],
+).round(3)
+
+# %% [markdown]
+# The first two columns are the same numbers: for a Gaussian, maximum likelihood is the moments.
+# The third had no draws to begin with; it made its own, and weighted them. This is also what
+# training a language model on a teacher's texts is, and why a model too small for its teacher
+# says things that the teacher never would: it covers.
 #
 # ## Which direction, then?
 #

@@ -1,9 +1,11 @@
 """Pictures of small runs built by hand: what is drawn, where, and that it is drawn the same."""
 
+import gzip
 import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -14,8 +16,20 @@ from matplotlib.image import imread
 from matplotlib.patches import Ellipse
 from rich.console import Console
 
+from vi_demo import results
 from vi_demo.divergences.generators import F_DIVERGENCES
-from vi_demo.pictures import contents, drawing, figures, fit, sandwich, terminal, words
+from vi_demo.pictures import (
+    contents,
+    drawing,
+    figures,
+    fit,
+    measures,
+    pairs,
+    sandwich,
+    terminal,
+    ways,
+    words,
+)
 
 COVARIANCE = np.array([[2.0, 0.9], [0.9, 0.7]])
 BOTH = {"reverse_kl": ([2.0, 0.0], 0.5 * np.eye(2)), "forward_kl": ([0.0, 0.0], COVARIANCE)}
@@ -108,6 +122,7 @@ def wide_run(dim=5, reference=True, fits=("reverse_kl", "forward_kl"), **options
     return make_run(fits, draws if reference else None, **options)
 
 
+STORED = Path(__file__).with_name("runs")
 RUNS = {
     "line": line_run,
     "plane": plane_run,
@@ -549,3 +564,197 @@ def test_starts_that_agree_are_not_told_of():
     (line,) = terminal.restart_lines(two)
     words = " ".join(line.plain.split())
     assert words.startswith("– its 2 starts ended at 2 places, R-hat 1.83 in x[0]")
+
+
+# What was measured.
+
+
+def with_entries(run, entries, **others):
+    """The run with more in the summary's entry of each fit, or of the reference."""
+    summary = json.loads(run.attrs["summary"])
+    summary["fits"] = {k: fit | entries.get(k, {}) for k, fit in summary["fits"].items()}
+    summary["reference"] |= others
+    run.attrs["summary"] = json.dumps(summary)
+    return run
+
+
+def stored(name, folder):
+    """A run that was saved by an earlier version."""
+    file = folder / "posterior.nc"
+    file.write_bytes(gzip.decompress((STORED / f"{name}.nc.gz").read_bytes()))
+    return results.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "drawn"),
+    [
+        ("version_1", "fit evidence divergences ranks weights history"),
+        ("version_1_ways", "fit evidence modes divergences ranks weights descent history path"),
+    ],
+)
+def test_figures_of_a_run_of_long_ago(name, drawn, tmp_path):
+    found = figures.drawn(stored(name, tmp_path))
+    assert set(found) == set(drawn.split())
+    for title, figure in found.items():
+        figure.draw_without_rendering()
+        inside = figure.bbox.padded(1)
+        every = {t for t in figure.findobj(matplotlib.text.Text) if t.get_text()}
+        # Ticks beyond the limits have labels too, which nobody sees.
+        axes = [axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)]
+        for text in every - {t for axis in axes for t in axis.get_ticklabels(which="both")}:
+            assert text.get_fontsize() >= 8, (title, text)
+            box = text.get_window_extent()
+            assert inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1), title
+
+
+def test_modes_are_bars_of_their_mass_and_of_what_fits_have_there():
+    modes = [{"mass": m, "mcse": 0.01, "location": {"x": [4.0, 0.0]}} for m in (0.6, 0.4)]
+    shares = {"reverse_kl": [0.98, 0.02], "forward_kl": [0.5, 0.5]}
+    shares = {name: {"mode_shares": each} for name, each in shares.items()}
+    run = with_entries(plane_run(), shares, modes=modes)
+    (ax,) = measures.modes_figure(run).axes
+    bars = [c for c in ax.containers if type(c).__name__ == "BarContainer"]
+    widths = [[bar.get_width() for bar in each] for each in bars]
+    assert widths == [[0.6, 0.4], [0.98, 0.02], [0.5, 0.5]]
+    said = [text.get_text() for text in ax.texts]
+    assert said == ["98%", "2%  missed", "50%", "50%"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["x = 4.00, …"] * 2
+    assert measures.modes_figure(with_entries(plane_run(), shares, modes=modes[:1])) is None
+
+
+def test_divergences_are_dots_at_their_values():
+    rows = {
+        "reverse_kl": {"value": 0.7, "mcse": 0.1},
+        "forward_kl": {"value": None, "mcse": None, "reason": "too heavy-tailed: a few hold it"},
+        "total_variation": {"value": 1e-5, "mcse": 1e-6},
+    }
+    other = rows | {"forward_kl": {"value": 20.0, "mcse": 0.0}}
+    entries = {"reverse_kl": {"divergences": rows}, "forward_kl": {"divergences": other}}
+    run = with_entries(plane_run(), entries)
+    (ax,) = measures.divergences_figure(run).axes
+    marks = [line for line in ax.lines if line.get_marker() in "o<"]
+    least = measures.LEAST
+    assert [m.get_xdata()[0] for m in marks] == [0.7, least, 0.7, 20.0, least]
+    assert "".join(m.get_marker() for m in marks) == "o<oo<"
+    bars = [line.get_xdata() for line in ax.lines if len(line.get_xdata()) == 2]
+    np.testing.assert_allclose(bars, [[0.6, 0.8]] * 2)
+    said = [text.get_text() for text in ax.texts]
+    first = ["0.70 ± 0.10", "too heavy-tailed", "0.000"]
+    assert said == [*first, "0.70 ± 0.10", "20.000", "0.000"]
+    labels = [t.get_text() for t in ax.get_yticklabels()]
+    assert labels == ["KL(q‖p), reverse", "KL(p‖q), forward", "total variation"]
+
+
+def with_weights(run, log_weights):
+    """The run with log weights of every fit."""
+    for name in BOTH:
+        stats = xr.Dataset({"log_weights": (("chain", "draw"), log_weights[None])})
+        run[name]["sample_stats"] = xr.DataTree(stats)
+    return run
+
+
+def test_the_pareto_tail_lies_over_weights_that_have_one():
+    """Weights of a Pareto law: the dotted tail has its slope, −1/k, and lies on the curve."""
+    k, rng = 0.5, np.random.default_rng(0)
+    log_w = -k * np.log(rng.random(100_000))
+    run = with_entries(plane_run(), {name: {"khat": k} for name in BOTH})
+    ax = measures.weights_figure(with_weights(run, log_w)).axes[0]
+    curve, tail = (line.get_xydata() for line in ax.lines)
+    middle = tail[len(tail) // 2]
+    on_curve = np.interp(-middle[0], -curve[:, 0], curve[:, 1])
+    assert middle[1] == pytest.approx(on_curve, rel=0.15)
+    late = tail[-30:]
+    slope = np.polyfit(late[:, 0], np.log10(late[:, 1]), 1)[0]
+    assert slope == pytest.approx(-1 / k, rel=0.1)
+    assert ax.get_title(loc="left") == "reverse KL: k-hat 0.50"
+
+
+def test_constant_weights_have_no_tail():
+    entry = {"khat": None, "khat_reason": "the weights are all but constant"}
+    run = with_entries(plane_run(), dict.fromkeys(BOTH, entry))
+    ax = measures.weights_figure(with_weights(run, np.full(4000, -3.0))).axes[0]
+    assert len(ax.lines) == 1 and np.ptp(ax.lines[0].get_xdata()) == 0
+    assert ax.get_title(loc="left") == "reverse KL: constant weights"
+
+
+def test_ranks_of_equal_draws_lie_inside_chance_and_narrow_ones_do_not():
+    figure = measures.ranks_figure(wide_run(3, fits=["reverse_kl", "forward_kl"]))
+    worst = figure.axes[0]  # reverse KL is 0.3 as wide there, forward KL as wide
+    narrow, right = (line.get_ydata() for line in worst.lines if len(line.get_xdata()) > 2)
+    band = measures.CHANCE * np.sqrt(2 / 1500)
+    assert np.abs(right).max() < 1.5 * band
+    assert narrow[:90].max() > 0.2 and narrow[110:].min() < -0.2
+    assert worst.get_title(loc="left") == "x[2]"
+
+
+def test_pairs_show_the_worst_coordinates_against_each_other():
+    figure = pairs.pairs_figure(wide_run(8, labels=list("ABCDEFGH")))
+    figure.draw_without_rendering()
+    assert [ax.get_xlabel() for ax in figure.axes if ax.get_xlabel()] == ["x[H]", "x[G]", "x[F]"]
+    assert [ax.get_ylabel() for ax in figure.axes if ax.get_ylabel()] == ["x[G]", "x[F]"]
+    joint = figure.axes[1]
+    sets = [c for c in joint.collections if isinstance(c, matplotlib.contour.ContourSet)]
+    colours = {to_hex(c.get_edgecolor()[0]) for c in sets if len(c.get_edgecolor())}
+    assert {drawing.COLOURS[k].lower() for k in ("target", "reverse_kl", "forward_kl")} <= colours
+    crosses = [line.get_xydata()[0] for line in joint.lines]
+    np.testing.assert_allclose(crosses, 0.0, atol=0.1)
+    assert pairs.pairs_figure(plane_run()) is None
+
+
+def test_a_joint_density_holds_its_mass_inside_its_contours():
+    draws = np.random.default_rng(0).multivariate_normal([0, 0], COVARIANCE, size=20_000)
+    x, y, density = pairs.joint_density(*draws.T, ((-6, 6), (-4, 4)))
+    (level,) = drawing.density_levels(np.log(density + 1e-300), [0.5])
+    # The half of a Gaussian's mass lies within a distance of √(2 log 2).
+    inside = np.log(density + 1e-300) >= level
+    grid = np.stack(np.meshgrid(x, y, indexing="ij"), -1)[inside]
+    distance = np.einsum("ni,ij,nj->n", grid, np.linalg.inv(COVARIANCE), grid)
+    assert np.quantile(distance, 0.98) == pytest.approx(2 * np.log(2), rel=0.15)
+
+
+def test_the_way_down_ends_where_the_path_does(tmp_path):
+    run = stored("version_1_ways", tmp_path)
+    figure = ways.descent_figure(run)
+    top, mean, sd = figure.axes[:3]
+    for name in BOTH:
+        colour = drawing.COLOURS[name].lower()
+        way = run[name]["descent"].to_dataset()
+        lines = [ax.lines for ax in (top, mean, sd)]
+        ours = [[each for each in some if to_hex(each.get_color()) == colour] for some in lines]
+        values = [line[-1].get_ydata() for line in ours]
+        np.testing.assert_allclose(values[0], way["divergence"].values[:, 0])
+        np.testing.assert_allclose(values[1], way["mean"].values[:, 0, 0, 0])
+        np.testing.assert_allclose(values[2], np.sqrt(way["covariance"].values[:, 0, 0, 0, 0]))
+        assert all(len(line) == way.sizes["start"] for line in ours)
+
+
+def test_both_kls_are_drawn_over_mean_and_sd_with_the_ways_through_them():
+    grid = np.linspace(-1, 1, 21)
+    kl = grid[:, None] ** 2 + grid**2  # least at mean 0, sd 1
+    axes = ("mean", "log_sd")
+    kls = xr.Dataset(dict.fromkeys(BOTH, (axes, kl + 0.3)), coords={"mean": grid, "log_sd": grid})
+    run = line_run()
+    run["kl_landscape"] = xr.DataTree(kls)
+    dims = ("frame", "start", "component", "coordinate")
+    mean = np.linspace(0.8, 0.0, 5).reshape(5, 1, 1, 1)
+    rows = {"mean": (dims, mean)}
+    rows |= {"covariance": ((*dims, "coordinate_2"), np.ones((5, 1, 1, 1, 1)))}
+    rows |= {"mass": (dims[:3], np.ones((5, 1, 1))), "step": ("frame", np.arange(5))}
+    for name in BOTH:
+        run[name]["descent"] = xr.DataTree(xr.Dataset(rows))
+    panels = ways.kl_landscape_figure(run).axes
+    titles = [ax.get_title(loc="left") for ax in panels]
+    assert titles == ["KL(q‖p), reverse: least 0.300 nats", "KL(p‖q), forward: least 0.300 nats"]
+    for ax in panels:
+        begin, end = (line for line in ax.lines if line.get_marker() in ("o", "x"))
+        np.testing.assert_allclose(begin.get_xydata(), [[0.8, 1.0]])
+        np.testing.assert_allclose(end.get_xydata(), [[0.0, 1.0]], atol=1e-12)
+
+
+def test_the_evidence_keeps_the_sign_of_a_bound_that_is_on_the_wrong_side():
+    run = with_energies(make_run(BOTH))
+    summary = json.loads(run.attrs["summary"])
+    summary["fits"]["reverse_kl"]["eubo"] = {"value": -10.05, "mcse": 0.1}
+    run.attrs["summary"] = json.dumps(summary)
+    (ax,) = sandwich.sandwich_figure(run).axes
+    assert "−0.050" in [text.get_text() for text in ax.texts]

@@ -256,6 +256,23 @@ assert price["modes covered"].to_dict() == {"reverse_kl": 1, "forward_kl": 2}
 assert price["k-hat"]["forward_kl"] < 0.7
 assert price["verdict"].to_dict() == {"reverse_kl": "unreliable", "forward_kl": "correctable"}
 
+assert film.format in ("mp4", "gif") and len(film.data) > 20_000
+assert ends["divergence"].tolist() == approx([0.693053, 0.723553], abs=2e-4)
+means = dict(ends["mean of x[0], each start"])
+assert set(means["reverse_kl"].round(2)) == {-4.0, 4.0}
+assert abs(means["forward_kl"]).max() < 0.005
+assert ends["sd of x[0], each start"]["forward_kl"].tolist() == approx([17**0.5] * 4, abs=0.01)
+firsts = [run[n]["descent"]["divergence"][0].values for n in ("reverse_kl", "forward_kl")]
+assert firsts[0].max() < 20 and firsts[1].min() > 60
+
+sides = {n: narrow[n]["guide"]["covariance"].values for n in ("reverse_kl", "forward_kl")}
+assert np.diag(sides["reverse_kl"]) ** 0.5 == approx([0.19**0.5] * 2, rel=0.01)
+assert np.diag(sides["forward_kl"]) ** 0.5 == approx([1.0, 1.0], rel=0.02)
+assert 2 * norm.cdf(1.96 * 0.19**0.5) - 1 == approx(0.61, abs=0.005)
+assert float(by_likelihood["mean"][0]) == approx(float(sample[:, 0].mean()), abs=1e-6)
+spread = float(by_likelihood["covariance"][0, 0]) ** 0.5
+assert spread == approx(float(sample[:, 0].std()), rel=1e-3)
+
 assert {tree["posterior"].sizes["draw"] for tree in trees.values()} == {4000}
 errors = {name: fit["sites"]["x"] for name, fit in fits.items()}
 assert errors["reverse_kl"]["mean_error_in_sd"][0] == approx(1, abs=0.05)

@@ -152,7 +152,7 @@ def descent_tree(target: Target, way: Descent) -> xr.DataTree:
     rows = {
         "step": ("frame", way.steps),
         "mean": (dims, way.mean),
-        "covariance": ((*dims, "coordinate_2"), way.covariance),
+        "covariance": ((*dims, "coordinate_2"), np.asarray(way.covariance, "f4")),
         "mass": (dims[:3], way.mass),
         "divergence": (dims[:2], way.divergence),
     }

@@ -35,7 +35,7 @@ NARROW = 0.1  # sds of a start, on the target's own scale
 REACH = 2.0  # sds from the target's mean that a start lies away at most, along each axis
 NOISE = 128  # draws of the guide, at least
 TARGET_DRAWS = 2048
-MOST_NUMBERS = 2_000_000  # of all covariances of a way
+MOST_NUMBERS = 500_000  # of all covariances of a way
 MOST_SECONDS = 10.0  # for the target's density, in all of a way
 GRADIENT = 3  # densities that a gradient costs
 

@@ -198,11 +198,11 @@ def plane_stage(run, panels, ways, which, start) -> None:
 
 
 def one_scale(ax: Axes) -> None:
-    """Widen the limits until both axes have one scale, where that is legible."""
+    """Widen limits until both axes have one scale, unless that leaves the panel all but empty."""
     box = ax.get_window_extent()
     limits = np.array([ax.get_xlim(), ax.get_ylim()])
     scales = np.diff(limits).ravel() / (box.width, box.height)
-    if not 0.1 < scales[0] / scales[1] < 10:
+    if not 0.3 < scales[0] / scales[1] < 3.3:
         return
     half = 0.5 * scales.max() * np.array([box.width, box.height])
     centre = limits.mean(1)
@@ -386,6 +386,6 @@ def in_palette(frames: list[Image.Image]) -> list[Image.Image]:
         index = np.asarray(frame.quantize(palette=palette, dither=Image.Dither.NONE))
         changed = index if before is None else np.where(index == before, TRANSPARENT, index)
         found.append(Image.fromarray(changed.astype(np.uint8), "L"))
-        found[-1].putpalette(palette.getpalette()[: 3 * TRANSPARENT] + [255, 255, 255])
+        found[-1].putpalette([*palette.getpalette()[: 3 * TRANSPARENT], *[255] * 3])
         before = index
     return found

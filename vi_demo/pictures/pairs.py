@@ -7,7 +7,6 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.ndimage import gaussian_filter
 
 from vi_demo.pictures.contents import (
     draws_of,
@@ -16,6 +15,7 @@ from vi_demo.pictures.contents import (
     landscape_dim,
     most_different,
     peak_sd,
+    short,
     smooth,
     view,
 )
@@ -35,7 +35,11 @@ from vi_demo.pictures.drawing import (
 from vi_demo.pictures.words import spoken
 
 MOST = 3  # coordinates
-BINS = 96
+BINS = 128
+AROUND = 0.3  # of what is seen, more on each side
+LEAST_DRAWS = 10
+SHRUNK = 0.9  # of the draws' correlation: at one a kernel would be a line
+LETTERS_OF_AXIS = 18  # of a panel's label
 SHADES = (0.5, 0.8, 0.95)  # of the reference's mass
 LINES = (0.5, 0.9)  # of a fit's
 
@@ -73,9 +77,9 @@ def pairs_figure(run: xr.DataTree) -> Figure | None:
             ax.set_xlim(limits[x])
             ax.label_outer(remove_inner_ticks=True)
             if i == size - 1:
-                ax.set_xlabel(x.title)
+                ax.set_xlabel(short(x.title, LETTERS_OF_AXIS))
             if j == 0 and i > 0:
-                ax.set_ylabel(y.title)
+                ax.set_ylabel(short(y.title, LETTERS_OF_AXIS))
         handles = keys(run)
         labels = [
             "target, from the reference's draws" if k == "target" else spoken(k) for k in handles
@@ -118,21 +122,25 @@ def joint(ax: Axes, run: xr.DataTree, draws: tuple[dict, dict], limits: tuple) -
 
 
 def joint_density(x: np.ndarray, y: np.ndarray, limits: tuple):
-    """A kernel density of two columns of draws within limits: two axes, and values (n, n)."""
+    """A kernel density of two columns of draws around limits: two axes, and values (n, n).
+
+    The kernel is as wide as Silverman's rule for the peak, so that modes stay apart, and as
+    correlated as the draws, so that a ridge stays one.
+    """
     if len(x) != len(y) or not len(x) or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
-    edges = [
-        np.linspace(low - 0.1 * (high - low), high + 0.1 * (high - low), BINS + 1)
-        for low, high in limits
-    ]
+    spans = [(low, high, AROUND * (high - low)) for low, high in limits]
+    edges = [np.linspace(low - out, high + out, BINS + 1) for low, high, out in spans]
     counts, *_ = np.histogram2d(x, y, bins=edges)
-    if counts.sum() < 10:
+    if counts.sum() < LEAST_DRAWS:
         return None
-    # Silverman's rule in two dimensions, by the width of the peak: modes stay apart.
-    width = [1.06 * peak_sd(np.sort(v)) * len(v) ** (-1 / 6) for v in (x, y)]
-    steps = [e[1] - e[0] for e in edges]
-    density = gaussian_filter(
-        counts, [max(1.3 * w / s, 0.7) for w, s in zip(width, steps, strict=True)]
+    steps = np.array([e[1] - e[0] for e in edges])
+    width = 1.06 * np.array([peak_sd(np.sort(v)) for v in (x, y)]) * len(x) ** (-1 / 6)
+    width = np.maximum(width, 0.7 * steps)
+    rho = SHRUNK * np.corrcoef(x, y)[0, 1]
+    u, v = (
+        2 * np.pi * np.fft.fftfreq(BINS, step) * w for step, w in zip(steps, width, strict=True)
     )
-    centres = [(e[1:] + e[:-1]) / 2 for e in edges]
-    return *centres, density
+    kernel = np.exp(-0.5 * (u[:, None] ** 2 + v**2) - rho * u[:, None] * v)
+    density = np.maximum(np.fft.ifft2(np.fft.fft2(counts) * kernel).real, 0.0)
+    return *((e[1:] + e[:-1]) / 2 for e in edges), density

@@ -17,7 +17,7 @@ from vi_demo.pictures.words import number, spoken, with_error
 ROW = 0.62  # inches
 LINEAR = 0.1  # nats from the evidence within which the axis is linear; logarithmic beyond
 MOST_TICKS = 4  # on each side
-ROOM = 2.5  # times the longest bar
+ROOM = 6.0  # times the longest bar
 
 
 def sandwich_figure(run: xr.DataTree) -> Figure | None:
@@ -60,7 +60,7 @@ def bars(ax: Axes, row: int, fit: dict, evidence: float, look: Look) -> float:
             words, length = "unknown", 0.0
         else:
             length = side * (value - evidence)
-            words = number(abs(length), 3 if abs(length) < 100 else 0)
+            words = number(length, 3 if abs(length) < 100 else 0)
             ax.plot([0, side * length], [row, row], color=look.color, lw=7, solid_capstyle="butt")
             ax.errorbar(side * length, row, xerr=fit[name]["mcse"], color="black", capsize=2.5)
         ax.annotate(

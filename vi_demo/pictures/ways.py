@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from vi_demo.pictures.contents import axis_labels, fit_names
+from vi_demo.pictures.contents import axis_labels, fit_names, short
 from vi_demo.pictures.drawing import (
     COLOURS,
     DASHES,
@@ -60,7 +60,7 @@ def descent_figure(run: xr.DataTree) -> Figure | None:
                 mean, sd = total_moments(way, i)
                 trace(left, way["step"].values, mean, look)
                 trace(right, way["step"].values, sd, look)
-                left.set_ylabel(labels[i].replace(" (", "\n("))
+                left.set_ylabel(named(labels[i]))
         logarithmic(top.yaxis)
         top.set_ylabel("divergence, nats")
         panels[0][0].set_title("mean")
@@ -71,6 +71,12 @@ def descent_figure(run: xr.DataTree) -> Figure | None:
         handles = [keys(run)[name] for name in names]
         figure.legend(handles, ends, loc="outside upper left", ncols=2)
     return figure
+
+
+def named(label: str) -> str:
+    """A label for a low panel: its name cut short, and its scale on a line of its own."""
+    name, _, scale = label.partition(" (")
+    return short(name, 16) + (f"\n({scale}" if scale else "")
 
 
 def last(run: xr.DataTree, name: str) -> float:
