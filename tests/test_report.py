@@ -15,7 +15,7 @@ import pytest
 import xarray as xr
 
 import vi_demo
-from vi_demo import cli, results
+from vi_demo import cli, loading, results
 from vi_demo.pictures import figures, report, rows, sections
 
 HTML = "{http://www.w3.org/1999/xhtml}"
@@ -419,3 +419,17 @@ def test_light_and_dark(browser, folder):
         page.close()
     (ink, paper), (chalk, board) = looks["light"], looks["dark"]
     assert paper - ink > 400 and chalk - board > 400
+
+
+@pytest.mark.panel
+@pytest.mark.parametrize("name", loading.bundled())
+def test_the_report_of_every_bundled_model(name, browser, tmp_path):
+    """A page to the letter, whole by itself, and nothing that a browser complains of."""
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["run", name, "--budget", "10", "--quiet", "--out", str(tmp_path)])
+    assert exit.value.code == 0
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    test_the_page_needs_nothing_else(page, parsed(page))
+    assert not RAW.search(text_of(parsed(page)))
+    test_a_browser_asks_for_nothing_and_complains_of_nothing(browser, tmp_path, False)
+    test_nothing_overflows(browser, tmp_path, 390)
