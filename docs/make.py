@@ -6,6 +6,7 @@
 A name in `PUBLIC` is one that users may rely on; its docstring is all that the reference says.
 """
 
+import base64
 import importlib
 import inspect
 import os
@@ -219,12 +220,25 @@ def render(path: Path, folder: Path) -> None:
     text, resources = exporter.from_notebook_node(notebook, {"unique_key": path.stem})
     if fresh in text:
         raise click.ClickException(f"{path.name}: its output names the folder that it ran in.")
+    text, films = apart(text, path.stem)
     folder.mkdir(exist_ok=True)
-    for old in folder.glob(f"{path.stem}_*.png"):
+    for old in folder.glob(f"{path.stem}_*.*"):
         old.unlink()
-    for name, data in resources["outputs"].items():
+    for name, data in (resources["outputs"] | films).items():
         (folder / name).write_bytes(data)
     (folder / f"{path.stem}.md").write_text(plain_tables(text), encoding="utf-8")
+
+
+def apart(text: str, stem: str) -> tuple[str, dict[str, bytes]]:
+    """The text, and the films in it as files: pages show what lies beside them alone."""
+    films: dict[str, bytes] = {}
+
+    def taken(found) -> str:
+        name = f"{stem}_film_{len(films)}.gif"
+        films[name] = base64.b64decode(found[1])
+        return f'src="{name}"'
+
+    return re.sub(r'src="data:image/gif;base64,([^"]*)"', taken, text), films
 
 
 def execute(notebook, folder: str) -> None:

@@ -112,7 +112,7 @@ figures(run).round(3)
 # starts; below, how far the divergence has fallen.
 
 # %%
-film = animate(run, size=(760, 400))
+film = animate(run, size=(720, 390), format="gif")
 film
 
 # %%
