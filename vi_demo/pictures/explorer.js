@@ -336,7 +336,7 @@ function newtonStep({ g, h }) {
 }
 
 /** Damped Newton from q to the local optimum nearby; null where it ends anywhere else. */
-function settled(fn, q, { most = 60, bySlope = false } = {}) {
+function settled(fn, q, { most = 60, bySlope = false, stuck = null } = {}) {
   let here = fn(q), least = 0;
   for (let k = 0; k < most; k++) {
     const [u, v, curvature] = newtonStep(here);
@@ -356,6 +356,7 @@ function settled(fn, q, { most = 60, bySlope = false } = {}) {
     [q, here] = [next, there];
   }
   const flat = Math.hypot(...here.g) < 1e-6;
+  if (!flat) stuck?.push({ ...q, value: here.value });
   return flat && least > 0 && Number.isFinite(here.value) ? { ...q, value: here.value } : null;
 }
 
@@ -372,29 +373,62 @@ function startsOf(p) {
   return [...ordered, ...pairs, [p.mean, p.sd]].map(([mu, sigma]) => ({ mu, sigma }));
 }
 
-function distinct(found) {
+function distinct(found, near = 1e-3) {
   const kept = [];
   for (const q of found.filter(Boolean).sort((a, b) => a.value - b.value)) {
-    if (!kept.some((k) => same(k, q))) kept.push(q);
+    if (!kept.some((k) => same(k, q, near))) kept.push(q);
   }
   return kept;
+}
+
+/** Local optima of the total variation; where a crossing comes or goes no slope leads to one. */
+function bestVariations(p, starts) {
+  const stuck = [], value = (q) => measure(p, q).total_variation;
+  const exact = (q) => ({ ...q, value: value(q) });
+  const fn = (q) => totalVariationSlopes(p, q);
+  const found = starts.map((q) => settled(fn, q, { bySlope: true, stuck })).filter(Boolean);
+  const kept = distinct(found.map(exact)), least = kept[0]?.value ?? Infinity;
+  const lower = distinct(stuck, 0.2).filter((q) => q.value < least + 1e-3);
+  const ends = lower.slice(0, 1).map((q) => simplex(value, q));
+  // What a simplex ends at counts where it is the best, for it may have stopped half way.
+  return distinct([...kept, ...ends.filter((q) => q.value < least)], 1e-2);
+}
+
+/** Nelder and Mead's search in (μ / σ, log σ) around q: slow, and sure where there are kinks. */
+function simplex(fn, q, most = 90) {
+  const at = (x) => ({ mu: q.mu + x[0] * q.sigma, sigma: q.sigma * Math.exp(x[1]) });
+  const point = (x) => ({ x, value: fn(at(x)) });
+  const mix = (a, b, t) => a.map((v, i) => v + t * (b[i] - v));
+  let points = [[0, 0], [0.15, 0], [0, 0.15]].map(point);
+  for (let k = 0; k < most; k++) {
+    points.sort((a, b) => a.value - b.value);
+    const [best, good, worst] = points, middle = mix(best.x, good.x, 0.5);
+    if (worst.value - best.value < 1e-10) break;
+    let next = point(mix(worst.x, middle, 2));
+    if (next.value < best.value) {
+      const far = point(mix(worst.x, middle, 3));
+      if (far.value < next.value) next = far;
+    } else if (next.value >= good.value) {
+      next = point(mix(next.value < worst.value ? next.x : worst.x, middle, 0.5));
+    }
+    if (next.value < worst.value) points[2] = next;
+    else points = [best, ...[good, worst].map((p) => point(mix(p.x, best.x, 0.5)))];
+  }
+  return { ...at(points[0].x), value: points[0].value };
 }
 
 /** Every local optimum of each divergence, the best first. */
 export function optima(p) {
   const starts = startsOf(p), term = (name) => (q) => slopes(TERMS[name], p.fixed, q);
-  const all = (fn, how, from = starts) => distinct(from.map((q) => settled(fn, q, how)));
+  const all = (fn) => distinct(starts.map((q) => settled(fn, q)));
   // A mode that is met exactly is a plateau of the total variation: its optima are wider.
   const wider = starts.flatMap((q) => [1.5, 2.2].map((k) => ({ ...q, sigma: k * q.sigma })));
   const forward = { mu: p.mean, sigma: p.sd };
-  const exact = (q) => ({ ...q, value: measure(p, q).total_variation });
   return {
     forward_kl: [{ ...forward, value: forwardKl(p, forward) }],
     reverse_kl: all(term("reverse_kl")),
     jensen_shannon: all(term("jensen_shannon")),
-    total_variation: distinct(
-      all((q) => totalVariationSlopes(p, q), { bySlope: true }, [...starts, ...wider]).map(exact),
-    ),
+    total_variation: bestVariations(p, [...starts, ...wider]),
   };
 }
 
