@@ -1,5 +1,6 @@
-"""The explorer's mathematics, run by node, against SciPy's adaptive quadrature and its optimisers."""
+"""The explorer's mathematics, run by node, against SciPy's adaptive quadrature and minimisers."""
 
+import itertools
 import json
 import math
 import os
@@ -97,7 +98,7 @@ def measured(state):
     p_spots = [m + s * state["width"] for m in state["means"] for s in (-12, -6, -3, 0, 3, 6, 12)]
     q_spots = [state["mu"] + s * state["sigma"] for s in (-12, -8, -5, -3, -1, 0, 1, 3, 5, 8, 12)]
     spots = np.unique(p_spots + q_spots)
-    grid = np.unique(np.concatenate([np.linspace(a, b, 40) for a, b in zip(spots, spots[1:])]))
+    grid = np.unique(np.concatenate([np.linspace(a, b, 40) for a, b in itertools.pairwise(spots)]))
     r = [log_p(x) - log_q(x) for x in grid]
     roots = [
         optimize.brentq(lambda x: log_p(x) - log_q(x), a, b)
@@ -108,7 +109,7 @@ def measured(state):
     def integral(fn, cuts):
         cuts = sorted(cuts)
         value = 0.0
-        for a, b in zip(cuts, cuts[1:], strict=False):
+        for a, b in itertools.pairwise(cuts):
             value += integrate.quad(fn, a, b, epsabs=1e-13, epsrel=1e-9, limit=200)[0]
         return value
 

@@ -39,6 +39,7 @@ def explore(run: xr.DataTree | None = None, sites: Sequence[str] = ()):
         _esm = explorer.HERE / "explorer.js"
         _css = explorer.HERE / "explorer.css"
         data = traitlets.Dict(allow_none=True).tag(sync=True)
+        text = traitlets.Dict(explorer.TEXT).tag(sync=True)
         mu = traitlets.Float().tag(sync=True)
         sigma = traitlets.Float().tag(sync=True)
         mean = traitlets.List(traitlets.Float(), minlen=2, maxlen=2).tag(sync=True)
@@ -62,7 +63,11 @@ def explore(run: xr.DataTree | None = None, sites: Sequence[str] = ()):
             return [[float(xx), float(xy)], [float(yx), float(yy)]]
 
         def _repr_html_(self):
-            return frame(explorer.filled(explorer.TITLE, {"page": False, "data": self.data}))
+            return frame(
+                explorer.filled(
+                    explorer.TITLE, {"page": False, "data": self.data, "text": self.text}
+                )
+            )
 
         def _repr_mimebundle_(self, **options):
             """The widget's own view, and the frame for readers without a kernel."""

@@ -474,22 +474,22 @@ function bestOf(alphas, branches) {
 
 // Targets in the plane: the same, along one axis and then across it.
 
-const OFFSETS = Array.from({ length: 41 }, (_, i) => (i - 20) * 0.4); // sds: even steps suffice
+const OFFSETS = Array.from({ length: 81 }, (_, i) => (i - 40) * 0.2); // sds: even steps suffice
 
 /** A target's own nodes: cells along its outer axis, even steps across where its mass is there. */
 function product(p, cuts, inner) {
-  const { x: t, w } = rule(cuts, COARSE), points = [];
+  const { x: t, w } = rule(cuts, FINE), points = [];
   t.forEach((outer, i) => {
     const [centre, width] = inner(outer);
-    for (const u of OFFSETS) points.push([outer, centre + u * width, w[i] * 0.4 * width]);
+    for (const u of OFFSETS) points.push([outer, centre + u * width, w[i] * 0.2 * width]);
   });
   return points.map(([a, b, w]) => (p.axis ? [b, a, w] : [a, b, w]));
 }
 
 /** Nodes of a ring: cells along its radius, even steps around. */
 function polar(radius, width) {
-  const reach = around(radius, width, SDS).filter((r) => r > 0), n = 72;
-  const { x: r, w } = rule([0, ...reach], COARSE), points = [];
+  const reach = around(radius, width, SDS).filter((r) => r > 0), n = 96;
+  const { x: r, w } = rule([0, ...reach], FINE), points = [];
   r.forEach((length, i) => {
     for (let k = 0; k < n; k++) {
       const angle = (2 * Math.PI * k) / n;
@@ -535,6 +535,7 @@ const PLANE = {
     axis: 0,
     cuts: [],
     fine: 0.6,
+    constant: 3.3446022752084676, // log of its mass
     logp: (x, y) => -0.5 * square((Math.hypot(x, y) - 3) / 0.6),
     nodes: () => polar(3, 0.6),
   },
@@ -660,7 +661,7 @@ export function measurePlane(p, ellipse) {
   };
   overGuide(p, q, (x, y, w) => add(p.logp(x, y), logq(x, y), w, 1));
   for (const [x, y, w, lp] of p.nodes) add(lp, logq(x, y), w, 0);
-  const [xx, xy, yy] = p.covariance, narrow = q.l[0] * q.l[2] < Math.sqrt(xx * yy - xy * xy);
+  const [xx, xy, yy] = p.covariance, narrow = q.l[0] * q.l[2] < 0.05 * Math.sqrt(xx * yy - xy * xy);
   return {
     forward_kl: forwardPlane(p, q),
     reverse_kl: shares[4],
@@ -804,24 +805,7 @@ const LOOKS = {
   total_variation: ["total variation", "--tv", [2, 3]],
 };
 const DIRECTIONS = ["forward_kl", "reverse_kl"];
-const WORDS = {
-  optima: `Each curve is the Gaussian that is best by its own measure; dots below mark every local
-optimum. Slide α from reverse to forward KL: the best Gaussian does not glide, it jumps. A small
-model distilled with reverse KL answers like one of the teacher's modes, with forward KL like a
-blend of all of them, fluent or not.`,
-  move: `Drag q: its middle moves μ, its sides change σ; drag the marks below the axis to move the
-modes of p. Forward KL pays where p > q, without limit where q is nearly nothing; reverse KL pays
-where q > p. For language models: the first punishes a student for what it cannot say, the second
-for what its teacher would not.`,
-  way: `Gradient descent from your q on each KL, drawn on its landscape over μ and log σ; drag there
-too. Forward KL has one valley, reverse KL one for each mode that is far enough from the others, so
-where it starts decides where it ends. Distillation on the teacher's text follows the left map,
-on-policy distillation the right one.`,
-  plane: `The same in two dimensions: drag the middle of the ellipse (2 sds), the ends of its axes,
-or the round handle to turn it. Reverse KL fits inside p and forward KL around it, which is why
-widths come out too small in one and too large in the other. A student on-policy keeps to what it
-does well; one that imitates spreads over what it cannot.`,
-};
+// What stands beside panels comes with the page: `words` and `scripts` of explorer.py.
 const ASKED = {
   optima: ["Before you look: which best Gaussian is wider?", ["forward KL's", "reverse KL's"],
     ({ best }) => {
@@ -831,17 +815,8 @@ const ASKED = {
   move: ["Put q on one mode alone. Which of the two KLs is larger?", ["KL(p‖q)", "KL(q‖p)"],
     ({ read }) => [read.forward_kl > read.reverse_kl ? 0 : 1,
       `KL(p‖q) is ${short(read.forward_kl)} and KL(q‖p) ${short(read.reverse_kl)} for your q.`]],
-  way: ["Where do the two ways end?", ["at one Gaussian", "at two different ones"],
-    ({ p, state }) => {
-      const how = { rate: 0.3, natural: true, draws: 0 };
-      const ends = DIRECTIONS.map((name) => {
-        let q = { mu: state.mu, sigma: state.sigma };
-        for (let k = 0; k < 200; k++) q = descend(p, q, name, how);
-        return q;
-      });
-      const words = ends.map((q) => `(${short(q.mu)}, ${short(q.sigma)})`);
-      return [same(...ends, 0.1) ? 0 : 1, `At (μ, σ) = ${words[0]} and ${words[1]}.`];
-    }],
+  way: ["How many valleys has reverse KL here?", ["one", "more"], ({ best: { reverse_kl: all } }) =>
+    [all.length === 1 ? 0 : 1, `${all.length}, the crosses in its map.`]],
 };
 
 const short = (x) => (Number.isFinite(x) ? String(Number(x.toPrecision(4))) : "∞").replace("-", "−");
@@ -859,7 +834,7 @@ function h(tag, properties = {}, ...children) {
 
 /** A number that may be typed, dragged or stepped, shown wherever it comes from. */
 function field(app, label, get, set, { kind = "number", ...limits }) {
-  const input = h("input", { type: kind, ...limits });
+  const input = h("input", { type: kind, ...limits, "aria-label": label });
   const out = h("output", {}, ""), text = h("label", { className: "field" }, `${label} `, input);
   if (kind === "range") text.append(out);
   input.addEventListener("input", () => {
@@ -877,7 +852,7 @@ function field(app, label, get, set, { kind = "number", ...limits }) {
 
 function choice(app, label, options, get, set) {
   const picks = Object.entries(options).map(([value, text]) => h("option", { value }, text));
-  const input = h("select", {}, ...picks);
+  const input = h("select", { "aria-label": label }, ...picks);
   input.addEventListener("change", () => set(input.value));
   app.shown.push(() => (input.value = get()));
   return h("label", { className: "field" }, `${label} `, input);
@@ -906,6 +881,7 @@ function board(app, name, label, { height, touch = "none", view, draw, grab, key
   b.paint = () => {
     const width = canvas.clientWidth, ratio = globalThis.devicePixelRatio || 1;
     if (!width) return;
+    canvas.dataset.view = view();
     const [w, t] = [Math.round(width * ratio), Math.round(height * ratio)];
     if (canvas.width !== w || canvas.height !== t) [canvas.width, canvas.height] = [w, t];
     const [x0, x1, y0, y1] = view();
@@ -1058,7 +1034,7 @@ function walker(app, kind, start, step) {
 }
 
 function wayControls(app, walk, again) {
-  const { way } = app.state, set = (name) => (v) => ((app.state.way[name] = v), again());
+  const set = (name) => (v) => ((app.state.way[name] = v), again());
   const get = (name) => () => app.state.way[name];
   const play = button("Play", () => walk.play()), count = h("span", { className: "quiet" });
   app.shown.push(() => {
@@ -1066,7 +1042,6 @@ function wayControls(app, walk, again) {
     count.textContent = ` ${walk.paths.forward_kl.length - 1} steps`;
   });
   const kinds = { 0: "exact", 1: "1 draw", 10: "10 draws", 100: "100 draws" };
-  if (!(way.draws in kinds)) kinds[way.draws] = `${way.draws} draws`;
   return h("div", { className: "controls" },
     h("span", { className: "keys" }, play, button("Step", () => walk.step()),
       button("Reset", again), count),
@@ -1104,7 +1079,7 @@ function prompt(app, name) {
 }
 
 function panel(app, name, title, ...parts) {
-  const text = h("p", {}, WORDS[name].replaceAll("\n", " "));
+  const text = h("p", {}, app.words[name]);
   return h("section", { className: `panel ${name}`, "aria-label": title },
     h("h2", {}, title), text, prompt(app, name), ...parts);
 }
@@ -1432,55 +1407,23 @@ const ofFit = ({ mean, covariance: [[xx, xy], [, yy]] }) => ellipseOf([...mean],
 
 // Around the panels: links, files, Python.
 
-/** A script with vi_demo that prints the numbers shown. */
-export function python(state, dim, data) {
-  const { mu, sigma, plane: q } = state, flat = dim === 1, own = (flat ? state : q).target === "own";
-  const { m, l } = factored(q), [xx, xy, yy] = squared(l);
-  const guide = flat ? `dist.Normal(${mu}, ${sigma})`
-    : `dist.MultivariateNormal(jnp.array([${m}]), jnp.array([[${xx}, ${xy}], [${xy}, ${yy}]]))`;
-  if (own) {
-    const [mean, cov] = flat ? [`[${mu}]`, `[[${sigma ** 2}]]`] : [`[${m}]`, `[[${xx}, ${xy}], [${xy}, ${yy}]]`];
-    return `import vi_demo
-from vi_demo.pictures import explorer
-
-run = vi_demo.load(${JSON.stringify(data.folder)})
-data = explorer.tabulated(run, ${JSON.stringify(data.sites)})
-for name, value in explorer.readouts(data, ${mean}, ${cov}).items():
-    print(f"{name:<16} {value:.6g}")
-`;
-  }
-  const targets = {
-    mixture: `dist.MixtureSameFamily(
-    dist.CategoricalProbs(jnp.array([${weightsOf(state)}])),
-    dist.Normal(jnp.array([${meansOf(state)}]), ${state.width}),
-).log_prob`,
-    bimodal: `lambda x: jnp.logaddexp(
-    dist.Normal(-4, 1).log_prob(x[0]), dist.Normal(4, 1).log_prob(x[0])
-) - jnp.log(2) + dist.Normal(0, 1).log_prob(x[1])`,
-    banana: `lambda x: dist.Normal(0, 1).log_prob(x[0]) + dist.Normal(
-    2 * (x[0] ** 2 - 1), 0.5
-).log_prob(x[1])`,
-    funnel: `lambda x: dist.Normal(0, 1.5).log_prob(x[1]) + dist.Normal(
-    0, jnp.exp(x[1] / 2)
-).log_prob(x[0])`,
-    ring: `lambda x: -0.5 * ((jnp.sqrt(x @ x) - 3) / 0.6) ** 2 - ${ringConstant()}`,
+/** A script with vi_demo that prints the numbers shown: a template of explorer.py, filled. */
+export function python(scripts, state, dim, data) {
+  const flat = dim === 1, q = state.plane, target = flat ? state.target : q.target;
+  const [xx, xy, yy] = squared(factored(q).l), list = (x) => JSON.stringify(x);
+  const values = {
+    dim, mu: state.mu, sigma: state.sigma, width: state.width, ring: PLANE.ring.constant,
+    weights: list(weightsOf(state)), means: list(meansOf(state)),
+    mean: list(flat ? [state.mu] : q.m),
+    covariance: list(flat ? [[state.sigma ** 2]] : [[xx, xy], [xy, yy]]),
+    folder: list(data?.folder), sites: list(data?.sites),
   };
-  return `import jax
-
-jax.config.update("jax_enable_x64", True)
-import jax.numpy as jnp
-import numpyro.distributions as dist
-from vi_demo.divergences import exact, generators
-
-log_p = ${targets[flat ? "mixture" : q.target]}
-q = ${guide}
-for name in ("forward_kl", "reverse_kl", "jensen_shannon", "total_variation"):
-    value = exact.quadrature(getattr(generators, name), log_p, q.log_prob, dim=${dim}).value
-    print(f"{name:<16} {value:.6g}")
-`;
+  const fill = (text) => text.replace(/<(\w+)>/g, (_, name) => values[name]);
+  if (target === "own") return fill(scripts.own);
+  values.log_p = fill(scripts[target]);
+  values.q = fill(flat ? scripts.line : scripts.plane);
+  return fill(scripts.whole);
 }
-
-const ringConstant = () => plane("ring").logp(3, 0) === 0 ? 0 : -plane("ring").logp(3, 0);
 
 const weightsOf = ({ modes, decay }) => {
   const weights = Array.from({ length: modes }, (_, k) => decay ** k);
@@ -1517,8 +1460,8 @@ function sharePanel(app) {
     download("explorer.png", sheet.toDataURL());
   };
   return h("footer", { className: "controls" }, ...(app.page ? [button("Copy link", link)] : []),
-    button("Copy as Python", () => copy(python(app.state, 1, app.data))),
-    button("Copy the plane as Python", () => copy(python(app.state, 2, app.data))),
+    button("Copy as Python", () => copy(python(app.scripts, app.state, 1, app.data))),
+    button("Copy the plane as Python", () => copy(python(app.scripts, app.state, 2, app.data))),
     button("Download PNG", png), button("Download JSON", () =>
       download("explorer.json", `data:application/json,${encodeURIComponent(json())}`)), text);
 }
@@ -1526,22 +1469,27 @@ function sharePanel(app) {
 /** The state as text that JSON reads back to the last digit. */
 const encoded = (state) => encodeURIComponent(JSON.stringify(state));
 
-/** The state that a link holds, each part only where it is of the kind expected. */
-export function decoded(hash, start = START) {
-  const state = structuredClone(start);
-  const take = (into, from) => {
-    for (const [key, value] of Object.entries(from ?? {})) {
-      const old = into[key], sound = typeof value === "number" ? Number.isFinite(value) : true;
-      if (old && typeof old === "object" && !Array.isArray(old)) take(old, value);
-      else if (key === "means" || (key in into && typeof value === typeof old && sound)) into[key] = value;
-    }
-  };
+/** The state that a link holds; `start` where it is not a link of this page. */
+export function decoded(hash, start = START, data = null) {
   try {
-    take(state, JSON.parse(decodeURIComponent(hash.replace(/^#/, "")) || "{}"));
+    const held = JSON.parse(decodeURIComponent(hash.replace(/^#/, "")));
+    const state = { ...start, ...held, way: { ...start.way, ...held.way },
+      plane: { ...start.plane, ...held.plane } };
+    return sound(state, data) ? state : structuredClone(start);
   } catch {
-    return structuredClone(start); // not a link of this page
+    return structuredClone(start);
   }
-  return state;
+}
+
+function sound({ plane: q, way, means, ...state }, data) {
+  const { mu, sigma, spread, decay, width, modes, alpha, shown, target } = state;
+  const numbers = [mu, spread, way.seed, q.angle, ...q.m, ...(means ?? [])];
+  const scales = [sigma, decay, width, way.rate, ...q.s, alpha + 1];
+  return numbers.every(Number.isFinite) && scales.every((x) => x > 0 && x < Infinity) &&
+    [2, 3, 4, 5].includes(modes) && (!means || means.length === modes) && alpha <= 1 &&
+    [0, 1, 10, 100].includes(way.draws) && shown.every((name) => name in LOOKS) &&
+    q.m.length === 2 && q.s.length === 2 && (target === "mixture" || (target === "own" && data?.line)) &&
+    (q.target in PLANE || (q.target === "own" && data?.plane));
 }
 
 function begin(model) {
@@ -1550,7 +1498,8 @@ function begin(model) {
   if (data?.line) start.target = "own";
   if (data?.line && fit) Object.assign(start, { mu: fit.mean[0], sigma: Math.sqrt(fit.covariance[0][0]) });
   if (data?.plane) Object.assign(start.plane, { target: "own" }, fit ? ofFit(fit) : {});
-  return { data, page, state: decoded(page ? location.hash : "", start) };
+  const { words, scripts } = model.get("text");
+  return { data, page, words, scripts, state: decoded(page ? location.hash : "", start, data) };
 }
 
 /** Keep what Python holds of q and what is drawn the same, whoever moves it. */
@@ -1599,7 +1548,7 @@ function render({ model, el }) {
   app.changed = (kind, quiet) => {
     if (kind === "target") aim();
     if ((kind === "target" && !app.held) || kind === "view") look();
-    if (kind === "plane target") app.p2 = plane(state.plane.target === "own" ? grid(app.data.plane) : state.plane.target);
+    if (kind === "plane target") app.p2 = state.plane.target === "own" ? grid(app.data.plane) : plane(state.plane.target);
     if (kind === "target" || kind === "q") app.read = measure(app.p, state), app.walk.reset();
     if (kind.startsWith("plane")) app.read2 = measurePlane(app.p2, state.plane), app.walk2.reset();
     if (quiet) return;

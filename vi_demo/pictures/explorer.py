@@ -25,11 +25,73 @@ PROBABLE = {1: 2e-3, 2: 1e-3}  # of the peak: below that draws are too few to te
 DEEPEST = 300.0  # nats below the peak: what lies lower weighs nothing
 DIGITS = 5  # of a log density
 
+# Beside each panel: what to do, what is seen, and what it means for distilling a language model.
+WORDS = {
+    "optima": "Each curve is the Gaussian that is best by its own measure; dots below mark every "
+    "local optimum, and as α goes from reverse to forward KL the best one may jump rather than "
+    "glide. A small model distilled by reverse KL answers like one of its teacher's modes, by "
+    "forward KL like a blend of all of them.",
+    "move": "Drag the middle of q to move μ, its sides to change σ, and the marks below the axis "
+    "to move the modes of p; forward KL pays where p > q, without limit where q is nearly nothing, "
+    "and reverse KL where q > p. For a language model the first punishes what the student cannot "
+    "say, the second what its teacher would not.",
+    "way": "Gradient descent from your q on each KL, over its landscape of μ and log σ, where q can "
+    "be dragged too: forward KL has one valley, reverse KL one for every mode that stands apart. "
+    "Distillation on the teacher's text goes down the left map, on-policy distillation the right.",
+    "plane": "Drag the middle of the ellipse (2 sds), the ends of its axes, or the round handle "
+    "that turns it: reverse KL fits inside p, forward KL around it. So a student trained on its own "
+    "words keeps to what it does well, and one that imitates spreads over what it cannot do.",
+}
+# What is copied as Python; names in angle brackets are filled in by the page.
+SCRIPTS = {
+    "whole": """import jax
+
+jax.config.update("jax_enable_x64", True)
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from vi_demo.divergences import exact, generators
+
+log_p = <log_p>
+q = <q>
+for name in ("forward_kl", "reverse_kl", "jensen_shannon", "total_variation"):
+    value = exact.quadrature(getattr(generators, name), log_p, q.log_prob, dim=<dim>).value
+    print(f"{name:<16} {value:.6g}")
+""",
+    "line": "dist.Normal(<mu>, <sigma>)",
+    "plane": "dist.MultivariateNormal(jnp.array(<mean>), jnp.array(<covariance>))",
+    "mixture": """dist.MixtureSameFamily(
+    dist.CategoricalProbs(jnp.array(<weights>)),
+    dist.Normal(jnp.array(<means>), <width>),
+).log_prob""",
+    "bimodal": """lambda x: (
+    jnp.logaddexp(-0.5 * (x[0] + 4) ** 2, -0.5 * (x[0] - 4) ** 2)
+    - 0.5 * x[1] ** 2
+    - jnp.log(4 * jnp.pi)
+)""",
+    "banana": """lambda x: (
+    dist.Normal(0, 1).log_prob(x[0]) + dist.Normal(2 * (x[0] ** 2 - 1), 0.5).log_prob(x[1])
+)""",
+    "funnel": """lambda x: (
+    dist.Normal(0, 1.5).log_prob(x[1])
+    + dist.Normal(0, jnp.exp(jnp.clip(x[1], -60, 60) / 2)).log_prob(x[0])
+)""",
+    "ring": "lambda x: -0.5 * ((jnp.sqrt(x @ x) - 3) / 0.6) ** 2 - <ring>",
+    "own": """import vi_demo
+from vi_demo.pictures import explorer
+
+run = vi_demo.load(<folder>)
+data = explorer.tabulated(run, <sites>)
+for name, value in explorer.readouts(data, <mean>, <covariance>).items():
+    print(f"{name:<16} {value:.6g}")
+""",
+}
+TEXT = {"words": WORDS, "scripts": SCRIPTS}
+
 
 def page(run: xr.DataTree | None = None, sites: Sequence[str] = (), folder: str = "") -> str:
     """The explorer as one HTML page; of a run, with its density and both of its fits."""
     data = None if run is None else tabulated(run, sites, folder)
-    values = {"page": True, "data": data}
+    values = {"page": True, "data": data, "text": TEXT}
     return filled(TITLE if data is None else f"{data['name']}: {TITLE.lower()}", values)
 
 
@@ -101,7 +163,7 @@ def chosen(run: xr.DataTree, sites: Sequence[str]) -> list[contents.Coordinate]:
 
 
 def of_draws(run: xr.DataTree, coordinates: list[contents.Coordinate]) -> dict:
-    """The smoothed density of the reference's draws, and each fit's moments, on their own scale."""
+    """The smoothed density of the reference's draws and each fit's moments, on their own scale."""
     if "reference" not in run.children or "posterior" not in run["reference"].children:
         raise ValueError("it has no reference to take a density from; make the run with one")
     draws = jointly(run, "reference", coordinates)
@@ -203,7 +265,8 @@ def readouts(data: dict, mean, covariance) -> dict[str, float]:
     there = mean + z @ factor.T
     of_q = log_of(there) - total - log_q(there)
     spread_p = np.linalg.det(np.atleast_2d(np.cov(points.T, aweights=mass, ddof=0)))
-    r, m = (of_q, masses) if np.linalg.det(covariance) < spread_p else (-of_p, mass)
+    narrow = np.linalg.det(covariance) < 0.05**2 * spread_p
+    r, m = (of_q, masses) if narrow else (-of_p, mass)
     js = mass @ (np.log(2) - np.logaddexp(0, -of_p)) + masses @ (np.log(2) - np.logaddexp(0, of_q))
     return {
         "forward_kl": float(mass @ of_p),
