@@ -5,34 +5,34 @@ import io
 import json
 import math
 import re
+import signal
 import statistics
+import subprocess
+import sys
+import urllib.error
+import urllib.parse
 import urllib.request
 
 import html5lib
 import jax.numpy as jnp
+import nbconvert
+import nbformat
 import numpy as np
 import numpyro.distributions as dist
 import pytest
 
 import vi_demo
-from vi_demo import results
+from vi_demo import cli, results
 from vi_demo.pictures import explorer
 from vi_demo.target import Target
 
-POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+SOURCES = "default-src 'none'", "script-src 'unsafe-inline'", "style-src 'unsafe-inline'"
+POLICY = "; ".join((*SOURCES, "img-src data: blob:"))
 NAMES = "forward_kl", "reverse_kl", "jensen_shannon", "total_variation"
-NAMED = [
-    "application",
-    "button",
-    "checkbox",
-    "combobox",
-    "radio",
-    "slider",
-    "spinbutton",
-    "table",
-    "textbox",
-    "region",
-]
+NAMED = (
+    *("application", "button", "checkbox", "combobox", "radio", "slider"),
+    *("spinbutton", "table", "textbox", "region"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +211,7 @@ def test_what_is_shown_is_right(opened):
 
 def decoded(link):
     """The state in a link."""
-    return urllib.request.unquote(link.partition("#")[2])
+    return urllib.parse.unquote(link.partition("#")[2])
 
 
 def test_a_link_restores_everything(browser, written, opened):
@@ -380,3 +380,175 @@ def test_a_run_brings_its_density_and_fits(browser, which, request, tmp_path):
         assert abs(shown - saved["value"]) < max(5 * saved["mcse"], 0.01)
     assert watched.said == []
     watched.context.close()
+
+
+# The command.
+
+
+def ended(capsys, *arguments):
+    """The exit status of a command, and what it printed."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(["explore", *map(str, arguments)])
+    return end.value.code, capsys.readouterr()
+
+
+def test_the_command_needs_no_jax(plane_run, tmp_path):
+    code = (
+        "import sys\nfrom vi_demo import cli\n"
+        "try:\n    cli.main(['explore', *sys.argv[1:], '--no-open'])\n"
+        "except SystemExit as end:\n    assert end.code == 0\n"
+        "for name in ('jax', 'numpyro', 'arviz', 'matplotlib.pyplot'):\n"
+        "    assert name not in sys.modules, name\n"
+    )
+    for arguments, out in (
+        ([], "explorer.html"),
+        ([str(plane_run), "--out", "a/b.html"], "a/b.html"),
+    ):
+        command = [sys.executable, "-c", code, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == f"Saved {out}\n"
+        assert (tmp_path / out).read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+def test_one_site_or_two_of_a_run(plane_run, tmp_path, capsys):
+    for sites, kind in ((["x[0]"], "line"), (["x[1]", "x[0]"], "plane")):
+        data = explorer.tabulated(vi_demo.load(plane_run), sites)
+        assert kind in data and data["names"] == sites
+        found = explorer.readouts(data, **data["fits"]["forward_kl"])
+        assert 0.4 < found["forward_kl"] < 0.9
+        out = tmp_path / "one.html"
+        options = [o for site in sites for o in ("--site", site)]
+        assert ended(capsys, plane_run, *options, "--out", out, "--no-open")[0] == 0
+
+
+BAD = {
+    "no such thing": (["nothing"], r"neither the folder of a run nor a model"),
+    "a model without a run": (["banana"], r"make one first with vi-demo run banana"),
+    "an empty folder": (["{here}"], r"holds no posterior\.nc"),
+    "no such site": (["{run}", "--site", "y"], r"no coordinate y; it has x\[0\], x\[1\]"),
+    "a site of nothing": (["--site", "y"], r"give the run's folder"),
+    "out is a folder": (["--out", "{here}"], r"is a folder; name a file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_explored_is_told_in_a_line(case, plane_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments, pattern = BAD[case]
+    places = {"here": tmp_path, "run": plane_run}
+    code, said = ended(capsys, *(a.format(**places) for a in arguments), "--no-open")
+    assert code == 2
+    (line,) = said.err.strip().splitlines()
+    assert line.startswith("vi-demo: ") and re.search(pattern, line)
+
+
+def test_it_opens_unless_told_not_to(tmp_path, monkeypatch, capsys):
+    shown = []
+    monkeypatch.setattr(cli.click, "launch", lambda path: shown.append(path) or len(shown) - 1)
+    out = tmp_path / "a.html"
+    assert ended(capsys, "--out", out)[0] == 0 and shown == [str(out)]
+    code, said = ended(capsys, "--out", out)
+    assert code == 2 and "no browser could be started" in said.err
+    assert ended(capsys, "--out", out, "--no-open")[0] == 0 and len(shown) == 2
+
+
+def test_serve_is_for_this_machine_alone(tmp_path):
+    command = [sys.executable, "-u", "-m", "vi_demo", "explore", "--serve", "--no-open"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            server.stdout.readline()
+            address = re.search(r"http://127\.0\.0\.1:\d+/", server.stdout.readline())[0]
+            with urllib.request.urlopen(address) as answer:
+                assert answer.read() == (tmp_path / "explorer.html").read_bytes()
+            with pytest.raises(urllib.error.HTTPError) as error:
+                urllib.request.urlopen(address + "../secret")
+            error.value.close()
+            assert error.value.code == 404
+        finally:
+            server.send_signal(signal.SIGINT)
+        assert server.wait(20) == 0
+
+
+# In a notebook.
+
+STUB = """
+const listeners = {}, held = {{values}};
+window.saved = [];
+window.model = {
+  get: (key) => held[key],
+  set(key, value) { held[key] = value; },
+  on(name, fn) { (listeners[name] ??= []).push(fn); },
+  save_changes() { window.saved.push(structuredClone(held)); },
+  tell(key, value) { held[key] = value; (listeners[`change:${key}`] ?? []).forEach((f) => f()); },
+};
+window.stop = render({ model, el: document.body });
+"""
+
+
+@pytest.mark.parametrize("which", ["none", "plane_run"])
+def test_a_widget_follows_and_leads(browser, which, request, tmp_path):
+    run = None if which == "none" else vi_demo.load(request.getfixturevalue(which))
+    widget = vi_demo.explore(run)
+    names = ("data", "text", "mu", "sigma", "mean", "covariance")
+    values = {name: getattr(widget, name) for name in names}
+    module = widget._esm.read_text() if hasattr(widget._esm, "read_text") else str(widget._esm)
+    style = f"<style>{widget._css}</style>"
+    script = module + STUB.replace("{{values}}", json.dumps(values))
+    path = tmp_path / "widget.html"
+    text = f"<!DOCTYPE html><title>w</title>{style}<script type=module>{script}</script>"
+    path.write_text(text, encoding="utf-8")
+    watched = Watched(browser, path)
+    page = watched.page
+    if run is None:
+        page.evaluate("model.tell('mu', 0.25)")
+        assert watched.number("μ").input_value() == "0.25"
+        watched.number("σ").fill("0.7")
+        page.wait_for_function("saved.at(-1)?.sigma === 0.7 && saved.at(-1).mu === 0.25")
+    else:
+        page.evaluate("model.set('covariance', [[4, 0], [0, 1]]); model.tell('mean', [1, 2])")
+        assert watched.number("mean x", "plane").input_value() == "1"
+        assert watched.number("first sd", "plane").input_value() == "2"
+        watched.number("mean y", "plane").fill("0.5")
+        page.wait_for_function("saved.at(-1)?.mean[1] === 0.5")
+        found = page.evaluate("saved.at(-1).covariance")
+        np.testing.assert_allclose(found, [[4, 0], [0, 1]], atol=1e-12)
+    assert page.url == path.as_uri()  # the address is the notebook's
+    page.evaluate("stop()")
+    assert watched.said == []
+    watched.context.close()
+
+
+def test_q_of_a_widget_is_checked(plane_run):
+    widget = vi_demo.explore()
+    widget.mu, widget.sigma = 1.5, 0.5
+    for name, value in (("sigma", 0.0), ("covariance", [[1, 2], [2, 1]]), ("mean", [1.0])):
+        with pytest.raises(Exception, match=name):
+            setattr(widget, name, value)
+    with pytest.raises(vi_demo.InputError, match="no coordinate z"):
+        vi_demo.explore(vi_demo.load(plane_run), ["z"])
+
+
+def test_without_anywidget_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "anywidget", None)
+    with pytest.raises(vi_demo.InputError, match=r"pip install 'vi-demo\[notebook\]'"):
+        vi_demo.explore()
+
+
+def test_an_exported_notebook_holds_the_page(browser, tmp_path):
+    bundle, _ = vi_demo.explore()._repr_mimebundle_()
+    output = nbformat.v4.new_output("display_data", data=bundle)
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=[output])])
+    page, _ = nbconvert.HTMLExporter(template_name="basic").from_notebook_node(book)
+    path = tmp_path / "book.html"
+    path.write_text(f"<!DOCTYPE html><meta charset=utf-8>{page}", encoding="utf-8")
+    context = browser.new_context()
+    tab, said = context.new_page(), []
+    tab.on("pageerror", lambda error: said.append(str(error)))
+    tab.goto(path.as_uri())
+    frame = tab.frame_locator("iframe")
+    frame.get_by_label("μ", exact=True).fill("0.5")
+    frame.get_by_role("button", name="Copy as Python").click()
+    assert "dist.Normal(0.5, 1.2)" in frame.get_by_role("textbox", name="copied").input_value()
+    assert said == []
+    context.close()

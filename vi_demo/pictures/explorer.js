@@ -1148,7 +1148,7 @@ function optimaPanel(app) {
       words(b, "μ", 6, 14);
       words(b, "reverse, α = 0", X(0), b.height - 4);
       words(b, "forward, α = 1", X(1), b.height - 4, "right");
-      jumps.forEach((a) => words(b, `jumps at ${a.toFixed(2)}`, X(a) + 5, 14));
+      jumps.forEach((a) => words(b, `jumps at ${a.toFixed(2)}`, X(a) + 5, b.height - 20));
     },
   });
   const toggles = Object.entries(LOOKS).map(([name, [label, colour]]) => tick(app, label,
@@ -1384,7 +1384,9 @@ function planePanel(app) {
       const [u, v] = turner(b, q());
       dot(b, u, v, 6, page, ink);
       for (const [x, y] of [q().m, ...ends(q())]) dot(b, b.X(x), b.Y(y), 6, ink, page);
-      axis(b, app.data?.names?.[0] && q().target === "own" ? app.data.names[0] : "x");
+      const names = q().target === "own" ? app.data.names : ["x", "y"];
+      axis(b, names[0]);
+      words(b, `${names[1]} ↑`, 8, 16);
     },
   });
   const names = Object.fromEntries(Object.entries(PLANE).map(([name, p]) => [name, p.label]));

@@ -32,15 +32,16 @@ WORDS = {
     "glide. A small model distilled by reverse KL answers like one of its teacher's modes, by "
     "forward KL like a blend of all of them.",
     "move": "Drag the middle of q to move μ, its sides to change σ, and the marks below the axis "
-    "to move the modes of p; forward KL pays where p > q, without limit where q is nearly nothing, "
-    "and reverse KL where q > p. For a language model the first punishes what the student cannot "
-    "say, the second what its teacher would not.",
-    "way": "Gradient descent from your q on each KL, over its landscape of μ and log σ, where q can "
-    "be dragged too: forward KL has one valley, reverse KL one for every mode that stands apart. "
-    "Distillation on the teacher's text goes down the left map, on-policy distillation the right.",
+    "to move the modes of p; forward KL pays where p > q, without limit where q is nearly "
+    "nothing, and reverse KL where q > p. For a language model the first punishes what the "
+    "student cannot say, the second what its teacher would not.",
+    "way": "Gradient descent from your q on each KL, over its landscape of μ and log σ, where q "
+    "can be dragged too: forward KL has one valley, reverse KL one for every mode that stands "
+    "apart. Distillation on the teacher's text goes down the left map, on-policy distillation "
+    "down the right.",
     "plane": "Drag the middle of the ellipse (2 sds), the ends of its axes, or the round handle "
-    "that turns it: reverse KL fits inside p, forward KL around it. So a student trained on its own "
-    "words keeps to what it does well, and one that imitates spreads over what it cannot do.",
+    "that turns it: reverse KL fits inside p, forward KL around it. So a student trained on its "
+    "own words keeps to what it does well, and one that imitates spreads over what it cannot do.",
 }
 # What is copied as Python; names in angle brackets are filled in by the page.
 SCRIPTS = {
@@ -92,7 +93,8 @@ def page(run: xr.DataTree | None = None, sites: Sequence[str] = (), folder: str 
     """The explorer as one HTML page; of a run, with its density and both of its fits."""
     data = None if run is None else tabulated(run, sites, folder)
     values = {"page": True, "data": data, "text": TEXT}
-    return filled(TITLE if data is None else f"{data['name']}: {TITLE.lower()}", values)
+    title = TITLE if data is None else f"{data['name']}: t{TITLE[1:]}"
+    return filled(title, values)
 
 
 def filled(title: str, values: dict) -> str:
