@@ -217,3 +217,88 @@ def test_the_best_jumps_along_alpha():
     assert abs(first["mu"] + 3) < 0.01 and abs(last["mu"] + 0.3) < 1e-6
     alive = [[k for k, q in enumerate(b) if q] for b in path["branches"]]
     assert len(alive) == 3 and all(b == list(range(b[0], b[-1] + 1)) for b in alive)
+
+
+# In the plane.
+
+FINE = np.linspace(-9, 9, 1501)
+
+
+def bimodal(x, y):
+    """Log p of half a Gaussian at (−4, 0) and half at (4, 0)."""
+    return (
+        np.logaddexp(-0.5 * (x + 4) ** 2, -0.5 * (x - 4) ** 2) - 0.5 * y**2 - math.log(4 * np.pi)
+    )
+
+
+def banana(x, y):
+    """Log p of y around a parabola in x."""
+    return -0.5 * (x**2 + ((y - 2 * (x**2 - 1)) / 0.5) ** 2) - math.log(np.pi)
+
+
+def funnel(x, y):
+    """Log p of x whose variance is exp(y)."""
+    return -0.5 * ((y / 1.5) ** 2 + x**2 * np.exp(-y) + y) - math.log(3 * np.pi)
+
+
+def ring(x, y):
+    """Log p of a radius around 3."""
+    return -0.5 * ((np.hypot(x, y) - 3) / 0.6) ** 2 - 3.3446022752084676
+
+
+def spots_of(name):
+    """Points all over p, and the area that each stands for."""
+    u, v = np.meshgrid(FINE, FINE, indexing="ij")
+    if name == "bimodal":
+        x = np.linspace(-13, 13, 1501)[:, None] + 0 * v
+        return x, v, 26 / 1500 * 18 / 1500 + 0 * v
+    area = (18 / 1500) ** 2
+    if name == "banana":
+        return u, 2 * (u**2 - 1) + 0.5 * v, area * 0.5 + 0 * v
+    if name == "funnel":
+        return np.exp(0.75 * u) * v, 1.5 * u, area * 1.5 * np.exp(0.75 * u)
+    r, angle = np.meshgrid(np.linspace(0, 8.5, 1501), 2 * np.pi * np.arange(1500) / 1500)
+    return r * np.cos(angle), r * np.sin(angle), r * 8.5 / 1500 * 2 * np.pi / 1500
+
+
+@pytest.mark.parametrize("name", ["bimodal", "banana", "funnel", "ring"])
+def test_readouts_of_the_plane(name):
+    log_p, rng = globals()[name], np.random.default_rng(0)
+    qs = [
+        {"m": rng.normal(0, 2, 2).tolist(), "s": np.exp(rng.uniform(-1.5, 1.2, 2)).tolist()}
+        | {"angle": float(rng.uniform(0, 3))}
+        for _ in range(12)
+    ]
+    code = "given.qs.map((q) => m.measurePlane(given.p = m.plane(given.name), q))"
+    x, y, area = spots_of(name)
+    at_p = log_p(x, y)
+    mass = area * np.exp(at_p)
+    assert abs(mass.sum() - 1) < 1e-6
+    worst = dict.fromkeys(NAMES, 0.0)
+    for q, found in zip(qs, in_node(code, {"qs": qs, "name": name}), strict=True):
+        c, s = math.cos(q["angle"]), math.sin(q["angle"])
+        axes = np.array([[c, -s], [s, c]]) * q["s"]
+        white = np.linalg.inv(axes)
+
+        def log_q(x, y, white=white, q=q):
+            u = white @ np.stack([x.ravel() - q["m"][0], y.ravel() - q["m"][1]])
+            low = -math.log(2 * np.pi * q["s"][0] * q["s"][1])
+            return low - 0.5 * (u**2).sum(0).reshape(x.shape)
+
+        z = np.stack(np.meshgrid(FINE, FINE, indexing="ij"))
+        there = np.einsum("ij,jkl->ikl", axes, z) + np.array(q["m"])[:, None, None]
+        masses = np.exp(-0.5 * (z**2).sum(0))
+        masses /= masses.sum()
+        r_p, r_q = at_p - log_q(x, y), log_p(*there) - log_q(*there)
+        right = {
+            "forward_kl": (mass * r_p).sum(),
+            "reverse_kl": -(masses * r_q).sum(),
+            "jensen_shannon": 0.5 * (mass * (math.log(2) - np.logaddexp(0, -r_p))).sum()
+            + 0.5 * (masses * (math.log(2) - np.logaddexp(0, r_q))).sum(),
+            "total_variation": -(mass * np.expm1(np.minimum(-r_p, 0))).sum(),
+        }
+        for key in NAMES:
+            worst[key] = max(worst[key], abs(found[key] / right[key] - 1))
+    print(name, worst)
+    assert max(worst["forward_kl"], worst["reverse_kl"]) < 2 * RELATIVE
+    assert max(worst["jensen_shannon"], worst["total_variation"]) < 2e-3

@@ -474,14 +474,14 @@ function bestOf(alphas, branches) {
 
 // Targets in the plane: the same, along one axis and then across it.
 
-const OFFSETS = Array.from({ length: 81 }, (_, i) => (i - 40) * 0.2); // sds: even steps suffice
+const OFFSETS = Array.from({ length: 121 }, (_, i) => (i - 60) * 0.14); // sds: even steps suffice
 
 /** A target's own nodes: cells along its outer axis, even steps across where its mass is there. */
 function product(p, cuts, inner) {
   const { x: t, w } = rule(cuts, FINE), points = [];
   t.forEach((outer, i) => {
     const [centre, width] = inner(outer);
-    for (const u of OFFSETS) points.push([outer, centre + u * width, w[i] * 0.2 * width]);
+    for (const u of OFFSETS) points.push([outer, centre + u * width, w[i] * 0.14 * width]);
   });
   return points.map(([a, b, w]) => (p.axis ? [b, a, w] : [a, b, w]));
 }
@@ -509,6 +509,7 @@ const PLANE = {
     box: [-7.5, 7.5, -4.5, 4.5],
     axis: 0,
     cuts: around(0, 1 / 8, BENDS),
+    fine: 1,
     logp: (x, y) => Math.log(Math.exp(-8 * Math.abs(x)) + 1) -
       0.5 * (square(Math.abs(x) - 4) + y * y),
     nodes: (p) => product(p, [...evenly([-4, 4], 1), ...p.cuts], () => [0, 1]),
@@ -518,6 +519,7 @@ const PLANE = {
     box: [-4, 4, -5, 12],
     axis: 0,
     cuts: [],
+    fine: 0.5,
     logp: (x, y) => -0.5 * (x * x + square((y - 2 * (x * x - 1)) / 0.5)),
     nodes: (p) => product(p, evenly([0], 1), (x) => [2 * (x * x - 1), 0.5]),
   },
@@ -526,6 +528,7 @@ const PLANE = {
     box: [-6, 6, -5, 5],
     axis: 1,
     cuts: [],
+    fine: 0.5,
     logp: (x, y) => -0.5 * (square(y / 1.5) + x * x * Math.exp(-y) + y),
     nodes: (p) => product(p, evenly([0], 1.5), (y) => [0, Math.exp(y / 2)]),
   },
@@ -534,7 +537,7 @@ const PLANE = {
     box: [-5.5, 5.5, -5, 5],
     axis: 0,
     cuts: [],
-    fine: 0.6,
+    fine: 0.3,
     constant: 3.3446022752084676, // log of its mass
     logp: (x, y) => -0.5 * square((Math.hypot(x, y) - 3) / 0.6),
     nodes: () => polar(3, 0.6),
@@ -617,7 +620,7 @@ function overGuide(p, { m, l }, fn) {
     for (let k = 0; k < parts; k++) cuts.push(ends[i] + (k / parts) * (end - ends[i]));
   });
   cuts.push(ends.at(-1), ...p.cuts.filter((t) => Math.abs(t - a) < 8 * outer));
-  const { x: t, w } = rule(cuts, COARSE), h = Math.max(Math.min(0.5, fine / inner / 2), 0.12);
+  const { x: t, w } = rule(cuts, FINE), h = Math.max(Math.min(0.3, fine / inner / 2), 0.12);
   const n = Math.ceil(7.5 / h), scale = 1 / (2 * Math.PI);
   for (let i = 0; i < t.length; i++) {
     const z = (t[i] - a) / outer, centre = b + slope * (t[i] - a);
@@ -649,25 +652,22 @@ function forwardPlane(p, { m, l }) {
   return LOG_2PI + Math.log(l[0] * l[2]) - p.entropy + 0.5 * (a + b);
 }
 
-/** All four readouts in the plane. */
+/** All four readouts in the plane; those of p and q alike half over p and half over q. */
 export function measurePlane(p, ellipse) {
-  const q = factored(ellipse), logq = logOfPlane(q), shares = [0, 0, 0, 0, 0];
-  const add = (lp, lq, weight, at) => {
-    const d = lp - lq, gentle = Math.LN2 - Math.log1p(Math.exp(-Math.abs(d)));
-    shares[at] += weight * (gentle + (at ? -Math.max(0, d) : Math.min(0, d)));
-    const less = at ? d : -d; // 1 − the other density over this one, where that is positive
-    if (less < 0) shares[2 + at] -= weight * Math.expm1(less);
-    if (at) shares[4] -= weight * d;
+  const q = factored(ellipse), logq = logOfPlane(q), sums = [0, 0, 0];
+  const add = (r, weight) => { // a share of p + q: it hardly changes where one of them dwarfs the other
+    const small = Math.exp(-Math.abs(r)), part = small / (1 + small), far = Math.LN2 - Math.log1p(small);
+    sums[0] += 0.5 * weight * (far - part * Math.abs(r));
+    sums[1] += 0.5 * weight * (1 - 2 * part);
   };
-  overGuide(p, q, (x, y, w) => add(p.logp(x, y), logq(x, y), w, 1));
-  for (const [x, y, w, lp] of p.nodes) add(lp, logq(x, y), w, 0);
-  const [xx, xy, yy] = p.covariance, narrow = q.l[0] * q.l[2] < 0.05 * Math.sqrt(xx * yy - xy * xy);
-  return {
-    forward_kl: forwardPlane(p, q),
-    reverse_kl: shares[4],
-    jensen_shannon: 0.5 * (shares[0] + shares[1]),
-    total_variation: narrow ? shares[3] : shares[2],
-  };
+  overGuide(p, q, (x, y, w) => {
+    const r = p.logp(x, y) - logq(x, y);
+    add(r, w);
+    sums[2] -= w * r;
+  });
+  for (const [x, y, w, lp] of p.nodes) add(lp - logq(x, y), w);
+  const [jensen_shannon, total_variation, reverse_kl] = sums;
+  return { forward_kl: forwardPlane(p, q), reverse_kl, jensen_shannon, total_variation };
 }
 
 // Ways down: gradients of both directions of KL.
