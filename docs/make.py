@@ -26,7 +26,7 @@ CELL_SECONDS = 600
 # come the functions of its table, where there is one: what is added to a table is public.
 PUBLIC = {
     "vi_demo": [
-        *("run", "load", "save", "summary", "draw", "predict", "calibrate", "check"),
+        *("run", "load", "save", "summary", "draw", "predict", "calibrate", "check", "explore"),
         *("Target", "Target.from_numpyro", "Target.from_log_density", "Target.from_draws"),
         "InputError",
     ],

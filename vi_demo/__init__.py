@@ -19,5 +19,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "reuse": ["draw", "predict"],
         "study": ["run"],
         "target": ["Target"],
+        "widget": ["explore"],
     },
 )

@@ -28,6 +28,7 @@ REFERENCES = ("auto", "quadrature", "smc", "nuts", "none")
 DATA = "csv, json, npz, netCDF, zarr or Parquet; names = model arguments."
 FILMS = ("mp4", "gif", "webp")
 PICTURES = ("fit", "evidence", "path")  # those of a run that are files of their own
+EXPLORER = "explorer.html"
 CACHE_SWITCH = "VI_DEMO_CACHE"
 NO_USABLE_FIT, INTERRUPTED = 3, 130
 
@@ -483,6 +484,95 @@ def filmed(run, name, **settings):
         return film.animate(run, **settings)
     except ValueError as error:
         raise InputError(f"{name}: {error}.") from error
+
+
+@vi_demo.command()
+@click.argument("what", metavar="[RUN|MODEL]", required=False)
+@click.option(
+    "--site",
+    "sites",
+    multiple=True,
+    metavar="NAME",
+    help="One of at most two coordinates of the run, such as 'theta[3]'.  "
+    "[default: all of two dimensions, else those that fits miss most]",
+)
+@click.option("--out", metavar="FILE", help="[default: explorer.html in RUN, or here]")
+@click.option("--open/--no-open", "opens", default=True, help="Show it in the browser.")
+@click.option("--serve", is_flag=True, help="Serve it on 127.0.0.1 until interrupted.")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def explore(what, sites, out, opens, serve, debug) -> None:
+    """Write a page on which q can be dragged over a target, both directions of KL beside it.
+
+    RUN is a folder that vi-demo run made, whose density and fits are then on the page; of a MODEL,
+    as in vi-demo run, the run is looked for in runs/<model>. The page needs no network.
+    """
+    from vi_demo import results
+    from vi_demo.pictures import explorer
+
+    folder = folder_of(what)
+    if sites and not folder:
+        raise InputError("--site names a coordinate of a run; give the run's folder, too.")
+    home = Path() if folder is None else folder if folder.is_dir() else folder.parent
+    out = Path(out) if out else home / EXPLORER
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; name a file with --out.")
+    results.check_folder(out.parent)
+    run = folder and results.load(folder)
+    try:
+        page = explorer.page(run, sites, str(folder or ""))
+    except ValueError as error:
+        raise InputError(f"{what} cannot be explored: {error}.") from error
+    results.write(out.parent, {out.name: writing(page)})
+    click.echo(f"Saved {out}")
+    if serve:
+        hand_out(page, opens)
+    elif opens and click.launch(str(out)):
+        raise InputError(f"no browser could be started; open {out} in one.")
+
+
+def folder_of(what: str | None) -> Path | None:
+    """The folder of a run, named itself or by its model."""
+    from vi_demo import loading, results
+
+    if what is None or Path(what).is_dir() or Path(what).suffix == ".nc":
+        return what and Path(what)
+    stem = Path(what.partition(":")[0]).stem if what.partition(":")[0].endswith(".py") else what
+    made = Path("runs") / stem
+    if (made / results.POSTERIOR).is_file():
+        return made
+    known = Path(what.partition(":")[0]).is_file() or what in loading.bundled()
+    raise InputError(
+        f"{made} holds no run of {what}; make one first with vi-demo run {what}."
+        if known
+        else f"{what} is neither the folder of a run nor a model; see vi-demo models."
+    )
+
+
+def hand_out(page: str, opens: bool) -> None:
+    """Serve one page to this machine alone, until interrupted."""
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            found = self.path.partition("?")[0] in ("/", f"/{EXPLORER}")
+            body = page.encode() if found else b"not here"
+            self.send_response(200 if found else 404)
+            kind = "text/html" if found else "text/plain"
+            self.send_header("Content-Type", f"{kind}; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        address = f"http://127.0.0.1:{server.server_port}/"
+        click.echo(f"Serving {address} (Ctrl-C ends it)")
+        if opens:
+            click.launch(address)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 @vi_demo.command()

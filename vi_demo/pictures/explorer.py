@@ -1,0 +1,335 @@
+"""The explorer: a Gaussian q over a target p, to be dragged, on a page of its own.
+
+`explorer.js` computes and draws; here it is put in a page that needs no other file and no network,
+with the density of a saved run where there is one.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from scipy.ndimage import gaussian_filter
+
+from vi_demo.pictures import contents
+
+HERE = Path(__file__).parent
+TITLE = "Two directions of KL"
+BINS = {1: 400, 2: 90}  # of draws
+PROBABLE = {1: 2e-3, 2: 1e-3}  # of the peak: below that draws are too few to tell a density
+DEEPEST = 300.0  # nats below the peak: what lies lower weighs nothing
+DIGITS = 5  # of a log density
+
+# Beside each panel: what to do, what is seen, and what it means for distilling a language model.
+WORDS = {
+    "optima": "Each curve is the Gaussian that is best by its own measure; dots below mark every "
+    "local optimum, and as α goes from reverse to forward KL the best one may jump rather than "
+    "glide. A small model distilled by reverse KL answers like one of its teacher's modes, by "
+    "forward KL like a blend of all of them.",
+    "move": "Drag the middle of q to move μ, its sides to change σ, and the marks below the axis "
+    "to move the modes of p; forward KL pays where p > q, without limit where q is nearly "
+    "nothing, and reverse KL where q > p. For a language model the first punishes what the "
+    "student cannot say, the second what its teacher would not.",
+    "way": "Gradient descent from your q on each KL, over its landscape of μ and log σ, where q "
+    "can be dragged too: forward KL has one valley, reverse KL one for every mode that stands "
+    "apart. Distillation on the teacher's text goes down the left map, on-policy distillation "
+    "down the right.",
+    "plane": "Drag the middle of the ellipse (2 sds), the ends of its axes, or the round handle "
+    "that turns it: reverse KL fits inside p, forward KL around it. So a student trained on its "
+    "own words keeps to what it does well, and one that imitates spreads over what it cannot do.",
+}
+# What is copied as Python; names in angle brackets are filled in by the page.
+SCRIPTS = {
+    "whole": """import jax
+
+jax.config.update("jax_enable_x64", True)
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from vi_demo.divergences import exact, generators
+
+log_p = <log_p>
+q = <q>
+for name in ("forward_kl", "reverse_kl", "jensen_shannon", "total_variation"):
+    value = exact.quadrature(getattr(generators, name), log_p, q.log_prob, dim=<dim>).value
+    print(f"{name:<16} {value:.6g}")
+""",
+    "line": "dist.Normal(<mu>, <sigma>)",
+    "plane": "dist.MultivariateNormal(jnp.array(<mean>), jnp.array(<covariance>))",
+    "mixture": """dist.MixtureSameFamily(
+    dist.CategoricalProbs(jnp.array(<weights>)),
+    dist.Normal(jnp.array(<means>), <width>),
+).log_prob""",
+    "bimodal": """lambda x: (
+    jnp.logaddexp(-0.5 * (x[0] + 4) ** 2, -0.5 * (x[0] - 4) ** 2)
+    - 0.5 * x[1] ** 2
+    - jnp.log(4 * jnp.pi)
+)""",
+    "banana": """lambda x: (
+    dist.Normal(0, 1).log_prob(x[0]) + dist.Normal(2 * (x[0] ** 2 - 1), 0.5).log_prob(x[1])
+)""",
+    "funnel": """lambda x: (
+    dist.Normal(0, 1.5).log_prob(x[1])
+    + dist.Normal(0, jnp.exp(jnp.clip(x[1], -60, 60) / 2)).log_prob(x[0])
+)""",
+    "ring": "lambda x: -0.5 * ((jnp.sqrt(x @ x) - 3) / 0.6) ** 2 - <ring>",
+    "own": """import vi_demo
+from vi_demo.pictures import explorer
+
+run = vi_demo.load(<folder>)
+data = explorer.tabulated(run, <sites>)
+for name, value in explorer.readouts(data, <mean>, <covariance>).items():
+    print(f"{name:<16} {value:.6g}")
+""",
+}
+TEXT = {"words": WORDS, "scripts": SCRIPTS}
+
+
+def page(run: xr.DataTree | None = None, sites: Sequence[str] = (), folder: str = "") -> str:
+    """The explorer as one HTML page; of a run, with its density and both of its fits."""
+    data = None if run is None else tabulated(run, sites, folder)
+    values = {"page": True, "data": data, "text": TEXT}
+    title = TITLE if data is None else f"{data['name']}: t{TITLE[1:]}"
+    return filled(title, values)
+
+
+def filled(title: str, values: dict) -> str:
+    """The page with its module, and what a widget's model would hold of it."""
+    # Within a script only its own end tag could end it.
+    text = json.dumps(values, allow_nan=False).replace("<", "\\u003c")
+    parts = {
+        "title": html.escape(title),
+        "style": (HERE / "explorer.css").read_text(encoding="utf-8"),
+        "module": (HERE / "explorer.js").read_text(encoding="utf-8"),
+        "values": text,
+    }
+    template = (HERE / "explorer.html").read_text(encoding="utf-8")
+    return re.sub(r"\{\{ (\w+) \}\}", lambda hole: parts[hole[1]], template)
+
+
+def start(data: dict | None) -> dict:
+    """Where q begins, as a widget holds it: at the reverse KL fit, or any other."""
+    begins = {"mu": 0.8, "sigma": 1.2, "mean": [0.0, 0.0], "covariance": [[1.0, 0.0], [0.0, 1.0]]}
+    fits = data["fits"] if data else {}
+    fit = fits.get("reverse_kl") or next(iter(fits.values()), None)
+    if fit and len(fit["mean"]) == 2:
+        begins |= {"mean": fit["mean"], "covariance": fit["covariance"]}
+    elif fit:
+        begins |= {"mu": fit["mean"][0], "sigma": fit["covariance"][0][0] ** 0.5}
+    return begins
+
+
+# The density of a run.
+
+
+def tabulated(run: xr.DataTree, sites: Sequence[str] = (), folder: str = "") -> dict:
+    """Log p of one or two coordinates of a run on a grid, and where its fits are.
+
+    Of a target of one or two dimensions all of it, on R^d where fits live; of a larger one the
+    smoothed draws of the reference for `sites`, such as theta[3], or else the two in which the
+    fits are furthest off. Raises `ValueError` with what is wrong.
+    """
+    name = json.loads(run.attrs["summary"])["model"]["name"]
+    whole = contents.landscape_dim(run) in (1, 2) and not sites
+    found = of_landscape(run) if whole else of_draws(run, chosen(run, sites))
+    return {"name": name, "folder": folder or f"runs/{name}", "sites": list(sites), **found}
+
+
+def of_landscape(run: xr.DataTree) -> dict:
+    """The density that was saved with a run of one or two dimensions, and the guides."""
+    log_p = run["landscape"]["log_p"]
+    axes = [log_p[dim].values for dim in log_p.dims]
+    moments = {name: contents.moments(run, name) for name in contents.fit_names(run)}
+    fits = {name: placed(*found) for name, found in moments.items() if found is not None}
+    names = contents.axis_labels(run)
+    return {"names": names, "fits": fits, **on_grid(names, axes, log_p.values)}
+
+
+def chosen(run: xr.DataTree, sites: Sequence[str]) -> list[contents.Coordinate]:
+    """The coordinates of these names, or else the two that fits miss by most."""
+    if not sites:
+        return contents.most_different(run)[:2]
+    known = {c.plain: c for c in contents.coordinates(run)}
+    known |= {c.title: c for c in known.values()}
+    missing = [site for site in sites if site not in known]
+    if missing:
+        some = ", ".join(list(known)[:8])
+        raise ValueError(f"it has no coordinate {missing[0]}; it has {some}")
+    if len(set(sites)) not in (1, 2):
+        raise ValueError("one or two coordinates can be explored at a time")
+    return [known[site] for site in dict.fromkeys(sites)]
+
+
+def of_draws(run: xr.DataTree, coordinates: list[contents.Coordinate]) -> dict:
+    """The smoothed density of the reference's draws and each fit's moments, on their own scale."""
+    if "reference" not in run.children or "posterior" not in run["reference"].children:
+        raise ValueError("it has no reference to take a density from; make the run with one")
+    draws = jointly(run, "reference", coordinates)
+    if not len(draws) or (np.ptp(draws, axis=0) == 0).any():
+        raise ValueError(f"{coordinates[0].title} does not vary, so it has no density")
+    names = [c.title for c in coordinates]
+    each = {name: jointly(run, name, coordinates) for name in contents.fit_names(run)}
+    fits = {name: placed(d.mean(0), np.cov(d.T)) for name, d in each.items() if len(d) > 1}
+    return {"names": names, "fits": fits, **on_grid(names, *smoothed(draws))}
+
+
+def jointly(run: xr.DataTree, group: str, coordinates: list) -> np.ndarray:
+    """Draws (S, d) of some coordinates together, those that are finite."""
+    columns = []
+    for c in coordinates:
+        values = run[group]["posterior"][c.site].transpose("chain", "draw", ...).values
+        columns.append(values[(slice(None), slice(None), *c.index)].ravel().astype(float))
+    draws = np.stack(columns, axis=-1)
+    return draws[np.isfinite(draws).all(1)]
+
+
+def placed(mean, covariance) -> dict:
+    """A fit as the page takes it."""
+    covariance = np.atleast_2d(covariance)
+    return {"mean": np.atleast_1d(mean).tolist(), "covariance": covariance.tolist()}
+
+
+def smoothed(draws: np.ndarray) -> tuple[list, np.ndarray]:
+    """A kernel density of draws (S, d): its axes and the logarithm of its values."""
+    number, dim = draws.shape
+    sds = [contents.peak_sd(np.sort(column)) for column in draws.T]
+    width = np.array([1.06 * sd * number ** (-1 / (4 + dim)) for sd in sds])
+    low, high = draws.min(0) - 3 * width, draws.max(0) + 3 * width
+    counts, edges = np.histogramdd(draws, bins=BINS[dim], range=list(zip(low, high, strict=True)))
+    step = (high - low) / BINS[dim]
+    density = gaussian_filter(counts, width / step, mode="constant")
+    density /= density.max()
+    axes = [(e[1:] + e[:-1]) / 2 for e in edges]
+    for i in range(dim):  # ends that hold next to nothing are left to the tails
+        others = tuple(k for k in range(dim) if k != i)
+        kept = np.flatnonzero(density.max(axis=others) > PROBABLE[dim])
+        inside = slice(max(kept[0] - 1, 0), kept[-1] + 2)
+        density = np.take(density, range(*inside.indices(len(axes[i]))), axis=i)
+        axes[i] = axes[i][inside]
+    return axes, np.log(np.maximum(density, PROBABLE[dim] / 30))
+
+
+def on_grid(names: list[str], axes: list[np.ndarray], log_p: np.ndarray) -> dict:
+    """A table as the page takes it: of a line with its tails, or of a plane."""
+    log_p = np.where(np.isfinite(log_p), log_p, -np.inf)
+    log_p = np.maximum(log_p - log_p.max(), -DEEPEST).round(DIGITS)
+    mass = np.exp(log_p)
+    each = range(log_p.ndim)
+    sds = [spread(axes[i], mass.sum(tuple(k for k in each if k != i))) for i in each]
+    if log_p.ndim == 2:
+        x, y = (a.tolist() for a in axes)
+        return {"plane": {"label": names, "x": x, "y": y, "logp": log_p.tolist(), "sd": sds}}
+    (x,), (sd,) = axes, sds
+    step = float(x[1] - x[0])
+    tails = [tail(log_p[::-1], step, sd), tail(log_p, step, sd)]
+    return {"line": {"start": float(x[0]), "step": step, "logp": log_p.tolist(), "tails": tails}}
+
+
+def spread(x: np.ndarray, mass: np.ndarray) -> float:
+    """The sd of points with masses."""
+    mass = mass / mass.sum()
+    return float(np.sqrt(mass @ (x - mass @ x) ** 2))
+
+
+def tail(log_p: np.ndarray, step: float, sd: float) -> list[float]:
+    """Slope and curvature with which a log density goes on beyond its last point."""
+    slope = (3 * log_p[-1] - 4 * log_p[-2] + log_p[-3]) / (2 * step)
+    curvature = (log_p[-1] - 2 * log_p[-2] + log_p[-3]) / step**2
+    return [min(float(slope), 0.0), min(float(curvature), -0.1 / sd**2)]
+
+
+# The same numbers in Python.
+
+
+def readouts(data: dict, mean, covariance) -> dict[str, float]:
+    """The four readouts of q = N(mean, covariance) on a tabulated density, by quadrature."""
+    mean, covariance = np.atleast_1d(mean).astype(float), np.atleast_2d(covariance).astype(float)
+    log_of, points, weights = (line if len(mean) == 1 else plane)(data)
+    log_p = log_of(points)
+    total = np.log(weights @ np.exp(log_p))
+    log_p, mass = log_p - total, weights * np.exp(log_p - total)
+    factor = np.linalg.cholesky(covariance)
+    half = np.linspace(-9, 9, {1: 40001, 2: 241}[len(mean)])
+    z = np.stack(np.meshgrid(*[half] * len(mean), indexing="ij"), -1).reshape(-1, len(mean))
+    masses = np.exp(-0.5 * (z**2).sum(1))
+    masses /= masses.sum()
+
+    def log_q(x):
+        white = np.linalg.solve(factor, (x - mean).T)
+        constant = 0.5 * len(mean) * np.log(2 * np.pi) + np.log(np.diag(factor)).sum()
+        return -constant - 0.5 * (white**2).sum(0)
+
+    of_p = log_p - log_q(points)
+    there = mean + z @ factor.T
+    of_q = log_of(there) - total - log_q(there)
+
+    def both(h):  # a mean over ½(p + q): half over p and half over q
+        return float(mass @ h(of_p) + masses @ h(of_q)) / 2
+
+    def jensen_shannon(r):
+        part = 1 / (1 + np.exp(np.abs(r)))
+        return np.log(2) - np.log1p(np.exp(-np.abs(r))) - part * np.abs(r)
+
+    return {
+        "forward_kl": float(mass @ of_p),
+        "reverse_kl": float(-(masses @ of_q)),
+        "jensen_shannon": both(jensen_shannon),
+        "total_variation": both(lambda r: np.abs(np.tanh(r / 2))),
+    }
+
+
+def line(data: dict):
+    """Of a table on a line: its log density, and points (n, 1) with weights."""
+    table = data["line"]
+    start, step, values = table["start"], table["step"], np.array(table["logp"])
+    end = start + step * (len(values) - 1)
+
+    def log_of(x):
+        x = x[:, 0]
+        inside = cubic(values, (np.clip(x, start, end) - start) / step)
+        (s0, c0), (s1, c1) = table["tails"]
+        below, above = np.maximum(start - x, 0), np.maximum(x - end, 0)
+        return inside + s0 * below + c0 * below**2 / 2 + s1 * above + c1 * above**2 / 2
+
+    reach = [(np.sqrt(s * s - 90 * c) + s) / -c for s, c in table["tails"]]
+    x = np.linspace(start - reach[0], end + reach[1], 200_001)
+    return log_of, x[:, None], np.full(x.size, x[1] - x[0])
+
+
+def plane(data: dict):
+    """Of a table on a plane: its log density, and points (n, 2) with weights."""
+    table = data["plane"]
+    axes, values = [np.array(table[k]) for k in "xy"], np.array(table["logp"])
+    steps, sds = np.array([a[1] - a[0] for a in axes]), np.array(table["sd"])
+    low, high = (np.array([a[i] for a in axes]) for i in (0, -1))
+
+    def log_of(x):
+        near = np.clip(x, low, high)
+        u, v = ((near - low) / steps).T
+        i = np.minimum(u.astype(int), len(axes[0]) - 2)
+        rows = [cubic(values[np.clip(i + k, 0, len(axes[0]) - 1)], v) for k in (-1, 0, 1, 2)]
+        away = np.abs(x - near)
+        fall = (away * (high - low) / 2 + away**2 / 2) / sds**2
+        return blended(rows, u - i) - fall.sum(1)
+
+    points = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 2)
+    return log_of, points, np.full(len(points), steps.prod())
+
+
+def cubic(values: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """Values at even places (n,), or one row of them a point (m, n), looked up between them."""
+    n = values.shape[-1]
+    i = np.minimum(u.astype(int), n - 2)
+    rows = np.arange(len(u))
+    near = [np.clip(i + k, 0, n - 1) for k in (-1, 0, 1, 2)]
+    return blended([values[j] if values.ndim == 1 else values[rows, j] for j in near], u - i)
+
+
+def blended(near: list, t: np.ndarray) -> np.ndarray:
+    """Catmull and Rom's cubic through the middle two of four values."""
+    a, b, c, d = near
+    return b + 0.5 * t * (c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a)))
