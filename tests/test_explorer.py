@@ -4,11 +4,13 @@ import contextlib
 import io
 import json
 import math
+import os
 import re
 import signal
 import statistics
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -378,6 +380,13 @@ def test_a_run_brings_its_density_and_fits(browser, which, request, tmp_path):
         shown = float(watched.reads(panel)[name])
         saved = fits[name]["divergences"][name]
         assert abs(shown - saved["value"]) < max(5 * saved["mcse"], 0.01)
+        if which == "line_run":  # the page's own optimum is where the fit is
+            with watched.page.expect_download() as download:
+                watched.page.get_by_role("button", name="Download JSON").click()
+            best = json.loads(download.value.path().read_bytes())["optima"][name]
+            mu, sigma = (float(watched.number(k).input_value()) for k in "μσ")
+            near = [abs(q["mu"] - mu) + abs(q["sigma"] - sigma) for q in best]
+            assert min(near) < 0.02
     assert watched.said == []
     watched.context.close()
 
@@ -550,5 +559,59 @@ def test_an_exported_notebook_holds_the_page(browser, tmp_path):
     frame.get_by_label("μ", exact=True).fill("0.5")
     frame.get_by_role("button", name="Copy as Python").click()
     assert "dist.Normal(0.5, 1.2)" in frame.get_by_role("textbox", name="copied").input_value()
+    assert said == []
+    context.close()
+
+
+@pytest.fixture
+def laboratory(tmp_path):
+    """JupyterLab's address, serving a folder with a notebook of three cells."""
+    cells = ["import vi_demo\nw = vi_demo.explore()\nw", "w.mu = 0.25", "print(w.mu, w.sigma)"]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    book = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(cell) for cell in cells], metadata=kernel
+    )
+    nbformat.write(book, tmp_path / "a.ipynb")
+    settings = ("ip=127.0.0.1", "port=0", "open_browser=False", "disable_check_xsrf=True")
+    command = [sys.executable, "-m", "jupyterlab", "--allow-root", "--IdentityProvider.token="]
+    command += [f"--ServerApp.{s}" for s in (*settings, f"root_dir={tmp_path}")]
+    homes = {f"JUPYTER_{name}_DIR": str(tmp_path / name) for name in ("CONFIG", "RUNTIME")}
+    with (
+        open(tmp_path / "log", "w+", encoding="utf-8") as log,
+        subprocess.Popen(command, stderr=log, cwd=tmp_path, env=os.environ | homes) as server,
+    ):
+        try:
+            for _ in range(300):
+                found = re.search(r"http://127\.0\.0\.1:\d+/", (tmp_path / "log").read_text())
+                if found or server.poll() is not None:
+                    break
+                time.sleep(0.2)
+            yield found[0]
+        finally:
+            server.terminate()
+
+
+def test_in_jupyterlab_q_is_read_and_set_from_python(browser, laboratory):
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page, said = context.new_page(), []
+    page.set_default_timeout(60_000)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(f"{laboratory}lab/tree/a.ipynb")
+    cells = page.locator(".jp-Notebook .jp-CodeCell")
+    cells.first.locator(".jp-InputArea-editor").click()
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", state="attached")
+    page.keyboard.press("Shift+Enter")
+    page.wait_for_selector(".vi-explorer canvas")
+    field = page.locator(".vi-explorer .move")
+    cells.nth(1).locator(".jp-InputArea-editor").click()
+    page.keyboard.press("Shift+Enter")
+    page.wait_for_function(
+        "document.querySelector('.vi-explorer .move input[aria-label=μ]').value === '0.25'"
+    )
+    field.get_by_label("σ", exact=True).fill("0.7")
+    page.wait_for_timeout(500)  # what is typed is sent a tenth of a second later
+    cells.nth(2).locator(".jp-InputArea-editor").click()
+    page.keyboard.press("Shift+Enter")
+    page.wait_for_function("document.body.innerText.includes('0.25 0.7')")
     assert said == []
     context.close()

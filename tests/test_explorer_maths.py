@@ -15,10 +15,19 @@ from scipy import integrate, optimize, special
 import vi_demo
 
 MODULE = Path(vi_demo.__file__).parent / "pictures" / "explorer.js"
+COPIED = MODULE  # each test has a copy
 NAMES = "forward_kl", "reverse_kl", "jensen_shannon", "total_variation"
 RELATIVE = 1e-4
 FLOOR = 1e-6 * RELATIVE  # of what is below 1e-6 nobody reads four digits
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+
+
+@pytest.fixture(autouse=True)
+def module(tmp_path, monkeypatch):
+    """The module under a name that every node takes for one."""
+    copied = tmp_path / "explorer.mjs"
+    copied.write_text(MODULE.read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.setitem(globals(), "COPIED", copied)
 
 
 def in_node(code, given):
@@ -28,7 +37,7 @@ def in_node(code, given):
         tell = pytest.fail if os.environ.get("CI") else pytest.skip
         tell("no node on PATH")
     script = (
-        f"import * as m from {json.dumps(MODULE.as_uri())};"
+        f"import * as m from {json.dumps(COPIED.as_uri())};"
         "let text = ''; for await (const part of process.stdin) text += part;"
         f"const given = JSON.parse(text); const answer = {code};"
         "process.stdout.write(JSON.stringify(answer));"

@@ -1119,7 +1119,7 @@ function optimaPanel(app) {
       shown().forEach((name, row) => {
         const [, colour, dash] = LOOKS[name];
         app.best[name].forEach((q, k) => {
-          if (!k) line(b, curve(q), b.colour(colour), dash);
+          line(b, curve(q), b.colour(colour), k ? [1, 3] : dash, k ? 1 : 2);
           dot(b, b.X(q.mu), b.Y(0) + 6 + 4 * row, 3, b.colour(k ? "--page" : colour), b.colour(colour));
         });
       });
@@ -1362,10 +1362,10 @@ function planePanel(app) {
   const q = () => app.state.plane, put = (change) => (Object.assign(q(), change), app.changed("plane"));
   const canvas = board(app, "plane", "Contours of p and the ellipse of q; arrows move it, + and − scale " +
     "it, [ and ] turn it", {
-    height: 340, view: () => app.p2.box, grab: (...at) => grabPlane(app, ...at),
+    height: 340, view: () => app.box, grab: (...at) => grabPlane(app, ...at),
     key: (dx, dy, key) => {
       const { m, s, angle } = q(), grow = 1.03 ** ((key === "+") - (key === "-"));
-      const [x0, x1, y0, y1] = app.p2.box, turn = 0.05 * ((key === "]") - (key === "["));
+      const [x0, x1, y0, y1] = app.box, turn = 0.05 * ((key === "]") - (key === "["));
       put({ m: [m[0] + (dx * (x1 - x0)) / 200, m[1] + (dy * (y1 - y0)) / 200],
         s: s.map((v) => v * grow), angle: angle + turn });
     },
@@ -1529,7 +1529,7 @@ function render({ model, el }) {
   const app = { ...begin(model), shown: [], boards: [], version: 0, id: Math.random() }, { state } = app;
   const isDark = matchMedia("(prefers-color-scheme: dark)"), root = h("div", { className: "vi-explorer" });
   const lines = ["optima", "strip", "move", ...DIRECTIONS];
-  const touched = { target: lines, alpha: ["optima", "strip"], q: ["move", ...DIRECTIONS], view: lines,
+  const touched = { target: lines, alpha: ["optima", "strip"], q: ["move", ...DIRECTIONS], view: [...lines, "plane"],
     way: DIRECTIONS, plane: ["plane"], "plane target": ["plane"], "way in the plane": ["plane"] };
   app.walk = walker(app, "way", () => ({ mu: state.mu, sigma: state.sigma }),
     (q, name, how) => descend(app.p, q, name, how));
@@ -1544,13 +1544,16 @@ function render({ model, el }) {
   };
   const look = () => {
     const { mean, sd, starts } = app.p, low = starts.map(([m, s]) => m - 4.5 * s);
-    app.span = [Math.min(mean - 3 * sd, ...low), Math.max(mean + 3 * sd, ...starts.map(([m, s]) => m + 4.5 * s))];
+    const { mu, plane: { m } } = state, high = starts.map(([at, s]) => at + 4.5 * s);
+    app.span = [Math.min(mean - 3 * sd, mu, ...low), Math.max(mean + 3 * sd, mu, ...high)];
+    const [x0, x1, y0, y1] = app.p2.box; // q stays in sight
+    app.box = [Math.min(x0, m[0]), Math.max(x1, m[0]), Math.min(y0, m[1]), Math.max(y1, m[1])];
     app.narrow = Math.min(sd, ...starts.map((s) => s[1]));
   };
   app.changed = (kind, quiet) => {
     if (kind === "target") aim();
-    if ((kind === "target" && !app.held) || kind === "view") look();
     if (kind === "plane target") app.p2 = state.plane.target === "own" ? grid(app.data.plane) : plane(state.plane.target);
+    if (!app.held) look();
     if (kind === "target" || kind === "q") app.read = measure(app.p, state), app.walk.reset();
     if (kind.startsWith("plane")) app.read2 = measurePlane(app.p2, state.plane), app.walk2.reset();
     if (quiet) return;
@@ -1574,8 +1577,9 @@ function render({ model, el }) {
     app.dark = isDark.matches;
     for (const b of app.boards) b.paint();
   };
-  app.changed("target", true);
+  aim();
   app.changed("plane target", true);
+  app.changed("q", true);
   const panels = [optimaPanel(app), movePanel(app), wayPanel(app), planePanel(app)];
   if (app.data?.plane) panels.unshift(panels.pop());
   root.append(...panels, sharePanel(app));
