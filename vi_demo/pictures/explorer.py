@@ -29,8 +29,8 @@ DIGITS = 5  # of a log density
 WORDS = {
     "optima": "Each curve is the Gaussian that is best by its own measure, thin dots are its "
     "other local optima, and as α goes from reverse to forward KL the best one may jump rather "
-    "than glide. A small model distilled by reverse KL answers like one of its teacher's modes, by "
-    "forward KL like a blend of all of them.",
+    "than glide. A small model distilled by reverse KL answers like one of its teacher's modes, "
+    "by forward KL like a blend of all of them.",
     "move": "Drag the middle of q to move μ, its sides to change σ, and the marks below the axis "
     "to move the modes of p; forward KL pays where p > q, without limit where q is nearly "
     "nothing, and reverse KL where q > p. For a language model the first punishes what the "
