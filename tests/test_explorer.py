@@ -163,6 +163,58 @@ def test_a_mode_can_be_dragged_and_typed(opened):
     assert opened.reads() == reads
 
 
+def drag(opened, start, end):
+    """Drag with the mouse from one place on the screen to another."""
+    mouse = opened.page.mouse
+    mouse.move(*start), mouse.down(), mouse.move(*end, steps=4), mouse.up()
+
+
+def test_handles_of_the_ellipse(opened):
+    canvas = opened.page.locator("canvas[data-board=plane]")
+    x0, x1, y0, y1 = map(float, canvas.get_attribute("data-view").split(","))
+
+    def value(label):
+        return float(opened.number(label, "plane").input_value())
+
+    def place(x, y):
+        return opened.pixels("plane", (x - x0) / (x1 - x0), 1 - (y - y0) / (y1 - y0))
+
+    turned = value("angle")
+    along = np.array([math.cos(turned), math.sin(turned)])
+    across = np.array([-along[1], along[0]])
+    centre = np.array([value("mean x"), value("mean y")])
+    end = centre + 2 * value("first sd") * along
+    drag(opened, place(*end), place(*(end + 0.6 * along)))
+    assert math.isclose(value("first sd"), 1.9, abs_tol=0.03)
+    side = centre + 2 * value("second sd") * across
+    drag(opened, place(*side), place(*(side - 0.4 * across)))
+    assert math.isclose(value("second sd"), 0.7, abs_tol=0.03)
+    drag(opened, place(*centre), place(*(centre + 0.5)))
+    assert math.isclose(value("mean x"), 2.0, abs_tol=0.03)
+    end = np.array(place(*(centre + 0.5 + 2 * value("first sd") * along)))
+    middle = np.array(place(*(centre + 0.5)))
+    handle = end + 26 * (end - middle) / np.linalg.norm(end - middle)
+    drag(opened, handle, place(*(centre + 0.5 + np.array([0, 2.5]))))
+    assert math.isclose(value("angle"), math.pi / 2, abs_tol=0.03)
+
+
+def test_landscapes_alpha_and_modes_can_be_dragged(opened):
+    mu, sigma = (float(opened.number(k).input_value()) for k in "μσ")
+    for board in ("forward_kl", "reverse_kl"):
+        drag(opened, opened.pixels(board, 0.6, 0.5), opened.pixels(board, 0.3, 0.3))
+        moved = float(opened.number("μ").input_value()), float(opened.number("σ").input_value())
+        assert moved[0] < mu and moved[1] > sigma
+    strip = opened.pixels("strip", 0.2, 0.5), opened.pixels("strip", 0.75, 0.5)
+    drag(opened, *strip)
+    assert 0.7 < float(opened.page.locator(".optima").get_by_label("α,").input_value()) < 0.8
+    canvas = opened.page.locator("canvas[data-board=move]")
+    x0, x1, y0, y1 = map(float, canvas.get_attribute("data-view").split(","))
+    height = canvas.bounding_box()["height"]
+    at = opened.pixels("move", (-3 - x0) / (x1 - x0), 1 + y0 / (y1 - y0) + 8 / height)
+    drag(opened, at, (at[0] + 40, at[1]))
+    assert -3 < float(opened.number("mode 1").input_value()) < -1
+
+
 def test_keys_move_q(opened):
     page = opened.page
     page.locator("canvas[data-board=move]").focus()
@@ -251,10 +303,10 @@ def test_the_ways_go_down(opened):
     for panel in ("way", "plane"):
         page.locator(f".{panel}").get_by_label("gradient", exact=True).select_option("10")
         page.locator(f".{panel}").get_by_role("button", name="Play").click()
-        page.wait_for_timeout(300)
+        page.wait_for_function(
+            f"parseInt(document.querySelector('.{panel} .quiet').textContent) > 2"
+        )
         page.locator(f".{panel}").get_by_role("button", name="Pause").click()
-        steps = int(re.search(r"(\d+) steps", page.locator(f".{panel}").inner_text())[1])
-        assert steps > 2
         page.locator(f".{panel}").get_by_role("button", name="Reset").click()
         assert "0 steps" in page.locator(f".{panel}").inner_text()
 
