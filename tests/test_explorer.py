@@ -65,6 +65,15 @@ def written(tmp_path_factory):
     return path
 
 
+def until(page, expression, seconds=30):
+    """Wait for an expression of a page; its policy lets nothing but the page itself do so."""
+    for _ in range(20 * seconds):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"never: {expression}")
+
+
 class Watched:
     """A page, what it asked for and what it said."""
 
@@ -79,7 +88,7 @@ class Watched:
         self.page.on("console", lambda message: self.said.append(message.text))
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
         self.page.goto(path.as_uri() + fragment)
-        self.page.wait_for_function("document.querySelector('canvas').width > 300")
+        until(self.page, "document.querySelector('canvas').width > 300")
 
     def reads(self, panel="move"):
         """The four readouts, as shown."""
@@ -284,7 +293,7 @@ def test_a_link_restores_everything(browser, written, opened):
     assert again.reads() == opened.reads() and again.reads("plane") == opened.reads("plane")
     assert again.said == []
     again.context.close()
-    page.wait_for_function("location.hash.length > 100")
+    until(page, "location.hash.length > 100")
 
 
 @pytest.mark.parametrize(
@@ -303,9 +312,7 @@ def test_the_ways_go_down(opened):
     for panel in ("way", "plane"):
         page.locator(f".{panel}").get_by_label("gradient", exact=True).select_option("10")
         page.locator(f".{panel}").get_by_role("button", name="Play").click()
-        page.wait_for_function(
-            f"parseInt(document.querySelector('.{panel} .quiet').textContent) > 2"
-        )
+        until(page, f"parseInt(document.querySelector('.{panel} .quiet').textContent) > 2")
         page.locator(f".{panel}").get_by_role("button", name="Pause").click()
         page.locator(f".{panel}").get_by_role("button", name="Reset").click()
         assert "0 steps" in page.locator(f".{panel}").inner_text()
@@ -565,13 +572,13 @@ def test_a_widget_follows_and_leads(browser, which, request, tmp_path):
         page.evaluate("model.tell('mu', 0.25)")
         assert watched.number("μ").input_value() == "0.25"
         watched.number("σ").fill("0.7")
-        page.wait_for_function("saved.at(-1)?.sigma === 0.7 && saved.at(-1).mu === 0.25")
+        until(page, "saved.at(-1)?.sigma === 0.7 && saved.at(-1).mu === 0.25")
     else:
         page.evaluate("model.set('covariance', [[4, 0], [0, 1]]); model.tell('mean', [1, 2])")
         assert watched.number("mean x", "plane").input_value() == "1"
         assert watched.number("first sd", "plane").input_value() == "2"
         watched.number("mean y", "plane").fill("0.5")
-        page.wait_for_function("saved.at(-1)?.mean[1] === 0.5")
+        until(page, "saved.at(-1)?.mean[1] === 0.5")
         found = page.evaluate("saved.at(-1).covariance")
         np.testing.assert_allclose(found, [[4, 0], [0, 1]], atol=1e-12)
     assert page.url == path.as_uri()  # the address is the notebook's
@@ -657,13 +664,13 @@ def test_in_jupyterlab_q_is_read_and_set_from_python(browser, laboratory):
     field = page.locator(".vi-explorer .move")
     cells.nth(1).locator(".jp-InputArea-editor").click()
     page.keyboard.press("Shift+Enter")
-    page.wait_for_function(
-        "document.querySelector('.vi-explorer .move input[aria-label=μ]').value === '0.25'"
+    until(
+        page, "document.querySelector('.vi-explorer .move input[aria-label=μ]').value === '0.25'"
     )
     field.get_by_label("σ", exact=True).fill("0.7")
     page.wait_for_timeout(500)  # what is typed is sent a tenth of a second later
     cells.nth(2).locator(".jp-InputArea-editor").click()
     page.keyboard.press("Shift+Enter")
-    page.wait_for_function("document.body.innerText.includes('0.25 0.7')")
+    until(page, "document.body.innerText.includes('0.25 0.7')")
     assert said == []
     context.close()
