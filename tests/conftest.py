@@ -32,13 +32,14 @@ LONGEST = (
         "known_answers",
         "cli",
         "notebooks",
+        "explorer",
         "fitting",
         "guides",
         "reference",
         "saved",
         "divergences",
     ),
-    *("target", "estimators", "applied", "panel"),
+    *("target", "explorer_maths", "estimators", "applied", "panel"),
 )
 
 

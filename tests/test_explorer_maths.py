@@ -15,10 +15,19 @@ from scipy import integrate, optimize, special
 import vi_demo
 
 MODULE = Path(vi_demo.__file__).parent / "pictures" / "explorer.js"
+COPIED = MODULE  # each test has a copy
 NAMES = "forward_kl", "reverse_kl", "jensen_shannon", "total_variation"
 RELATIVE = 1e-4
 FLOOR = 1e-6 * RELATIVE  # of what is below 1e-6 nobody reads four digits
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+
+
+@pytest.fixture(autouse=True)
+def module(tmp_path, monkeypatch):
+    """The module under a name that every node takes for one."""
+    copied = tmp_path / "explorer.mjs"
+    copied.write_text(MODULE.read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.setitem(globals(), "COPIED", copied)
 
 
 def in_node(code, given):
@@ -28,7 +37,7 @@ def in_node(code, given):
         tell = pytest.fail if os.environ.get("CI") else pytest.skip
         tell("no node on PATH")
     script = (
-        f"import * as m from {json.dumps(MODULE.as_uri())};"
+        f"import * as m from {json.dumps(COPIED.as_uri())};"
         "let text = ''; for await (const part of process.stdin) text += part;"
         f"const given = JSON.parse(text); const answer = {code};"
         "process.stdout.write(JSON.stringify(answer));"
@@ -302,3 +311,51 @@ def test_readouts_of_the_plane(name):
     print(name, worst)
     assert max(worst["forward_kl"], worst["reverse_kl"]) < 2 * RELATIVE
     assert max(worst["jensen_shannon"], worst["total_variation"]) < 2e-3
+
+
+# Ways down.
+
+
+def test_gradients_are_those_of_the_divergences():
+    means, weights, width = TARGETS["unequal"]
+    given = {"means": means, "weights": weights, "width": width}
+    qs = [{"mu": 0.5, "sigma": 1.3}, {"mu": -2.0, "sigma": 0.4}, {"mu": 1.0, "sigma": 5.0}]
+    code = (
+        "given.qs.map((q) => { const p = m.mixture(given.means, given.weights, given.width);"
+        "const h = 1e-4, at = (mu, log) => m.measure(p, { mu, sigma: Math.exp(log) });"
+        "return ['forward_kl', 'reverse_kl'].map((name) => { const l = Math.log(q.sigma);"
+        "const slope = [(at(q.mu + h, l)[name] - at(q.mu - h, l)[name]) / (2 * h),"
+        "(at(q.mu, l + h)[name] - at(q.mu, l - h)[name]) / (2 * h)];"
+        "const drawn = { draws: 200000, rng: m.random(1) };"
+        "return [slope, m.gradient(p, q, name, { draws: 0 }), m.gradient(p, q, name, drawn)];"
+        "}); })"
+    )
+    for each in in_node(code, given | {"qs": qs}):
+        for slope, exact, noisy in each:
+            np.testing.assert_allclose(exact, slope, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(noisy, slope, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("natural", [True, False])
+def test_ways_in_the_plane_end_at_optima(natural):
+    """At the bimodal target's, which are known, exactly and through draws."""
+    code = (
+        "[0, 100].map((draws) => ['forward_kl', 'reverse_kl'].map((name) => {"
+        "const p = m.plane('bimodal'), start = { m: [3, 0.5], s: [1.6, 0.9], angle: 0.5 };"
+        "let q = m.factored(start);"
+        "const how = { draws, rng: m.random(1), natural: given.natural, rate: given.rate };"
+        "for (let k = 0; k < given.steps; k++) q = m.descendPlane(p, q, name, how);"
+        "return q; }))"
+    )
+    given = (
+        {"natural": natural, "rate": 0.1, "steps": 150}
+        if natural
+        else {"natural": natural, "rate": 0.2, "steps": 1200}
+    )
+    exact, noisy = in_node(code, given)
+    right = {"m": ([0, 0], [3.999602, 0]), "l": ([17**0.5, 0, 1], [1.000796, 0, 1])}
+    for key, (forward, reverse) in right.items():
+        np.testing.assert_allclose(exact[0][key], forward, atol=2e-3)
+        np.testing.assert_allclose(exact[1][key], reverse, atol=2e-3)
+        np.testing.assert_allclose(noisy[0][key], forward, atol=0.5)
+        np.testing.assert_allclose(noisy[1][key], reverse, atol=0.25)

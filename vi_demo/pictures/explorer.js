@@ -114,7 +114,8 @@ function evenly(centres, width) {
   let end = -Infinity;
   for (const m of [...centres].sort((a, b) => a - b)) {
     const begin = Math.max(end, m - reach), n = Math.ceil((m + reach - begin) / (SDS[1] * width));
-    for (let i = begin === end ? 1 : 0; i <= n; i++) cuts.push(begin + (i / n) * (m + reach - begin));
+    const step = (m + reach - begin) / n;
+    for (let i = begin === end ? 1 : 0; i <= n; i++) cuts.push(begin + i * step);
     end = m + reach;
   }
   return cuts;
@@ -309,7 +310,9 @@ export function measure(p, q) {
 function totalVariationSlopes(p, q) {
   const { x, w, lp, p: mass } = p.fixed, logq = logOf(q), g = [0, 0], h = [0, 0, 0];
   let value = 0, sign = Math.sign(logq(x[0]) - lp[0]);
-  for (let i = 0; i < x.length; i++) value += 0.5 * w[i] * Math.abs(mass[i] - Math.exp(logq(x[i])));
+  for (let i = 0; i < x.length; i++) {
+    value += 0.5 * w[i] * Math.abs(mass[i] - Math.exp(logq(x[i])));
+  }
   for (const at of crossings(p, p.fixed, logq)) {
     const z = (at - q.mu) / q.sigma, s = z * z - 1, height = Math.exp(-0.5 * (LOG_2PI + z * z));
     const f = sign * height, moves = height / (q.sigma * steepness(p, logq, at, q.sigma) + 1e-12);
@@ -655,8 +658,10 @@ function forwardPlane(p, { m, l }) {
 /** All four readouts in the plane; those of p and q alike half over p and half over q. */
 export function measurePlane(p, ellipse) {
   const q = factored(ellipse), logq = logOfPlane(q), sums = [0, 0, 0];
-  const add = (r, weight) => { // a share of p + q: it hardly changes where one of them dwarfs the other
-    const small = Math.exp(-Math.abs(r)), part = small / (1 + small), far = Math.LN2 - Math.log1p(small);
+  // a share of p + q: it hardly changes where one of them dwarfs the other
+  const add = (r, weight) => {
+    const small = Math.exp(-Math.abs(r)), part = small / (1 + small),
+      far = Math.LN2 - Math.log1p(small);
     sums[0] += 0.5 * weight * (far - part * Math.abs(r));
     sums[1] += 0.5 * weight * (1 - 2 * part);
   };
@@ -751,8 +756,8 @@ function gradientPlane(p, q, direction, { draws, rng }) {
       const [u, v] = white(x, y);
       add(w, w, [u, v, u * u - 1, u * v, v * v - 1]);
     };
-    if (draws) for (let k = 0; k < draws; k++) each(...drawn(p, rng.uniform).slice(0, 2), 1 / draws);
-    else for (const [x, y, w] of p.nodes) each(x, y, w);
+    if (!draws) for (const [x, y, w] of p.nodes) each(x, y, w);
+    for (let k = 0; k < draws; k++) each(...drawn(p, rng.uniform).slice(0, 2), 1 / draws);
   } else if (draws) { // through the draws
     for (let k = 0; k < draws; k++) {
       const [u, v] = [rng.normal(), rng.normal()], h = 1e-4 * Math.min(l[0], l[2]);
@@ -774,11 +779,13 @@ function gradientPlane(p, q, direction, { draws, rng }) {
 
 /** One step down in the plane, with the same bounds. */
 export function descendPlane(p, q, direction, how) {
-  const [g0, g1, a, b, c] = gradientPlane(p, q, direction, how), { l } = q, { rate, natural } = how;
+  const [g0, g1, a, b, c] = gradientPlane(p, q, direction, how), { l } = q,
+    { rate, natural } = how;
   // Plain: by μ it is L⁻ᵀ g, and by log l₁₁, l₂₁, log l₂₂ the lower half of L⁻ᵀ G.
   const v = g1 / l[2], u = (g0 - l[1] * v) / l[0];
   const dm = natural ? [l[0] * g0, l[1] * g0 + l[2] * g1] : [u, v];
-  const dl = natural ? [a / 2, l[1] * (a / 2) + l[2] * b, c / 2] : [a - (l[1] * b) / l[2], b / l[2], c];
+  const dl = natural ? [a / 2, l[1] * (a / 2) + l[2] * b, c / 2] :
+    [a - (l[1] * b) / l[2], b / l[2], c];
   const sds = [l[0], Math.hypot(l[1], l[2])];
   return {
     m: q.m.map((x, k) => x - bounded(rate * dm[k], 3 * sds[k])),
@@ -815,11 +822,13 @@ const ASKED = {
   move: ["Put q on one mode alone. Which of the two KLs is larger?", ["KL(p‖q)", "KL(q‖p)"],
     ({ read }) => [read.forward_kl > read.reverse_kl ? 0 : 1,
       `KL(p‖q) is ${short(read.forward_kl)} and KL(q‖p) ${short(read.reverse_kl)} for your q.`]],
-  way: ["How many valleys has reverse KL here?", ["one", "more"], ({ best: { reverse_kl: all } }) =>
+  way: ["How many valleys has reverse KL here?", ["one", "more"],
+    ({ best: { reverse_kl: all } }) =>
     [all.length === 1 ? 0 : 1, `${all.length}, the crosses in its map.`]],
 };
 
-const short = (x) => (Number.isFinite(x) ? String(Number(x.toPrecision(4))) : "∞").replace("-", "−");
+const short = (x) =>
+  (Number.isFinite(x) ? String(Number(x.toPrecision(4))) : "∞").replace("-", "−");
 
 /** An element with properties and children. */
 function h(tag, properties = {}, ...children) {
@@ -958,7 +967,8 @@ function dot({ c }, u, v, radius, fill, edge) {
 }
 
 function words({ c, colour }, text, u, v, align = "left", shade = "--quiet") {
-  Object.assign(c, { fillStyle: colour(shade), font: "12px system-ui, sans-serif", textAlign: align });
+  Object.assign(c,
+    { fillStyle: colour(shade), font: "12px system-ui, sans-serif", textAlign: align });
   c.fillText(text, u, v);
 }
 
@@ -1119,13 +1129,15 @@ function optimaPanel(app) {
       shown().forEach((name, row) => {
         const [, colour, dash] = LOOKS[name];
         app.best[name].forEach((q, k) => {
-          if (!k) line(b, curve(q), b.colour(colour), dash);
-          dot(b, b.X(q.mu), b.Y(0) + 6 + 4 * row, 3, b.colour(k ? "--page" : colour), b.colour(colour));
+          line(b, curve(q), b.colour(colour), k ? [1, 3] : dash, k ? 1 : 2);
+          dot(b, b.X(q.mu), b.Y(0) + 6 + 4 * row, 3, b.colour(k ? "--page" : colour),
+            b.colour(colour));
         });
       });
     },
   });
-  const slide = (v) => ((state.alpha = bounded(v, 1) > 0 ? bounded(v, 1) : 0), app.changed("alpha"));
+  const slide = (v) =>
+    ((state.alpha = bounded(v, 1) > 0 ? bounded(v, 1) : 0), app.changed("alpha"));
   const strip = board(app, "strip", "The mean of the best Gaussian along alpha", {
     height: 120, touch: "pan-y", key: (dx) => slide(state.alpha + dx / 50),
     view: () => [-0.03, 1.03, ...app.span],
@@ -1139,7 +1151,8 @@ function optimaPanel(app) {
       branches.forEach((branch, which) => branch.forEach((q, k) => {
         if (!q) return;
         const on = best[k] === which;
-        dot(b, X(alphas[k]), Y(q.mu), on ? 2.5 : 1, b.colour(on ? "--ink" : "--quiet"), "transparent");
+        dot(b, X(alphas[k]), Y(q.mu), on ? 2.5 : 1, b.colour(on ? "--ink" : "--quiet"),
+          "transparent");
       }));
       for (const a of [...jumps, state.alpha]) {
         c.fillStyle = b.colour(a === state.alpha ? "--ink" : "--reverse");
@@ -1157,7 +1170,8 @@ function optimaPanel(app) {
       app.changed("alpha");
     }, colour));
   const shape = (label, name, limits) => field(app, label, () => state[name], (v) => {
-    Object.assign(state, { [name]: v, means: name === "width" || name === "decay" ? state.means : null });
+    Object.assign(state,
+      { [name]: v, means: name === "width" || name === "decay" ? state.means : null });
     app.changed("target");
   }, { kind: "range", ...limits });
   const sliders = h("div", { className: "controls" },
@@ -1230,7 +1244,8 @@ const nudge = (app) => (dx, dy, key) => {
 
 function movePanel(app) {
   const { state } = app, top = () => heightOf(app, [state]);
-  const canvas = board(app, "move", "Target p and your q; arrows left and right move μ, up and down σ",
+  const canvas =
+    board(app, "move", "Target p and your q; arrows left and right move μ, up and down σ",
     {
       height: 260, touch: "pan-y", view: () => [...app.span, -0.14 * top(), top()],
       grab: (...at) => grabLine(app, ...at), key: nudge(app),
@@ -1263,7 +1278,8 @@ function landscape(app, name, [x0, x1, y0, y1]) {
   const u = Array.from({ length: 31 }, (_, k) => (k - 15) / 3), total = 3 * Math.sqrt(2 * Math.PI);
   for (let i = 0; i < nx; i++) {
     for (let j = 0; j < ny; j++) {
-      const mu = x0 + (i / (nx - 1)) * (x1 - x0), sigma = Math.exp(y0 + (j / (ny - 1)) * (y1 - y0));
+      const mu = x0 + (i / (nx - 1)) * (x1 - x0),
+        sigma = Math.exp(y0 + (j / (ny - 1)) * (y1 - y0));
       let value = name === "forward_kl" ? forwardKl(p, { mu, sigma })
         : -0.5 * (1 + LOG_2PI) - Math.log(sigma);
       if (name === "reverse_kl") {
@@ -1273,8 +1289,10 @@ function landscape(app, name, [x0, x1, y0, y1]) {
     }
   }
   return (x, y) => {
-    const a = bounded(((x - x0) / (x1 - x0)) * (nx - 1), nx - 1.001), i = Math.max(0, Math.floor(a));
-    const b = bounded(((y - y0) / (y1 - y0)) * (ny - 1), ny - 1.001), j = Math.max(0, Math.floor(b));
+    const a = bounded(((x - x0) / (x1 - x0)) * (nx - 1), nx - 1.001),
+      i = Math.max(0, Math.floor(a));
+    const b = bounded(((y - y0) / (y1 - y0)) * (ny - 1), ny - 1.001),
+      j = Math.max(0, Math.floor(b));
     const at = (k) => (1 - b + j) * values[k * ny + j] + (b - j) * values[k * ny + j + 1];
     return (1 - a + i) * at(i) + (a - i) * at(i + 1);
   };
@@ -1283,7 +1301,8 @@ function landscape(app, name, [x0, x1, y0, y1]) {
 function wayPanel(app) {
   const { state } = app, walk = app.walk;
   const view = () => [...app.span, Math.log(0.5 * app.narrow), Math.log(2.5 * app.p.sd)];
-  const maps = DIRECTIONS.map((name) => board(app, name, `${LOOKS[name][0]} over μ and log σ; arrows move q`, {
+  const label = (name) => `${LOOKS[name][0]} over μ and log σ; arrows move q`;
+  const maps = DIRECTIONS.map((name) => board(app, name, label(name), {
     height: 250, view, key: nudge(app),
     grab(u, v, b) {
       const follow = (x, y) => setQ(app, b.x(x), Math.exp(b.y(y)));
@@ -1291,18 +1310,21 @@ function wayPanel(app) {
       return follow;
     },
     draw(b) {
-      const shadeOf = (v) => Math.max(0, 0.55 - 0.05 * Math.floor(2 * Math.log2(1 + 8 * Math.max(v, 0))));
+      const shadeOf = (v) =>
+        Math.max(0, 0.55 - 0.05 * Math.floor(2 * Math.log2(1 + 8 * Math.max(v, 0))));
       backdrop(b, app, app.version, () =>
         bands(b, landscape(app, name, b.view), shadeOf, rgbOf(b.colour(LOOKS[name][1]))));
       const { c, X, Y } = b, path = walk.paths[name];
-      app.best[name].forEach((q) => words(b, "×", X(q.mu), Y(Math.log(q.sigma)) + 4, "center", "--ink"));
+      app.best[name].forEach((q) =>
+        words(b, "×", X(q.mu), Y(Math.log(q.sigma)) + 4, "center", "--ink"));
       c.beginPath();
       path.forEach((q) => c.lineTo(X(q.mu), Y(Math.log(q.sigma))));
       Object.assign(c, { strokeStyle: b.colour("--ink"), lineWidth: 1.5 });
       c.stroke();
       const end = path.at(-1), ink = b.colour("--ink"), page = b.colour("--page");
       dot(b, X(state.mu), Y(Math.log(state.sigma)), 6, page, ink);
-      if (path.length > 1) dot(b, X(end.mu), Y(Math.log(end.sigma)), 4, b.colour(LOOKS[name][1]), ink);
+      if (path.length > 1) dot(b, X(end.mu), Y(Math.log(end.sigma)), 4, b.colour(LOOKS[name][1]),
+        ink);
       words(b, LOOKS[name][0], 8, 16, "left", "--ink");
       words(b, "log σ ↑", 8, 32);
       axis(b, "μ");
@@ -1349,7 +1371,8 @@ function oval(b, q, colour, dash, thick) {
   const [c, n] = [Math.cos(q.angle), Math.sin(q.angle)];
   b.c.beginPath();
   for (let t = 0; t <= 72; t++) {
-    const a = 2 * q.s[0] * Math.cos((t * Math.PI) / 36), e = 2 * q.s[1] * Math.sin((t * Math.PI) / 36);
+    const a = 2 * q.s[0] * Math.cos((t * Math.PI) / 36),
+      e = 2 * q.s[1] * Math.sin((t * Math.PI) / 36);
     b.c.lineTo(b.X(q.m[0] + c * a - n * e), b.Y(q.m[1] + n * a + c * e));
   }
   Object.assign(b.c, { strokeStyle: colour, lineWidth: thick });
@@ -1359,24 +1382,28 @@ function oval(b, q, colour, dash, thick) {
 }
 
 function planePanel(app) {
-  const q = () => app.state.plane, put = (change) => (Object.assign(q(), change), app.changed("plane"));
-  const canvas = board(app, "plane", "Contours of p and the ellipse of q; arrows move it, + and − scale " +
+  const q = () => app.state.plane, put = (change) =>
+    (Object.assign(q(), change), app.changed("plane"));
+  const canvas =
+    board(app, "plane", "Contours of p and the ellipse of q; arrows move it, + and − scale " +
     "it, [ and ] turn it", {
-    height: 340, view: () => app.p2.box, grab: (...at) => grabPlane(app, ...at),
+    height: 340, view: () => app.box, grab: (...at) => grabPlane(app, ...at),
     key: (dx, dy, key) => {
       const { m, s, angle } = q(), grow = 1.03 ** ((key === "+") - (key === "-"));
-      const [x0, x1, y0, y1] = app.p2.box, turn = 0.05 * ((key === "]") - (key === "["));
+      const [x0, x1, y0, y1] = app.box, turn = 0.05 * ((key === "]") - (key === "["));
       put({ m: [m[0] + (dx * (x1 - x0)) / 200, m[1] + (dy * (y1 - y0)) / 200],
         s: s.map((v) => v * grow), angle: angle + turn });
     },
     draw(b) {
-      const levels = [0.1, 0.5, 1.2, 2.3, 4.6, 7], ink = b.colour("--ink"), page = b.colour("--page");
+      const levels = [0.1, 0.5, 1.2, 2.3, 4.6, 7], ink = b.colour("--ink"),
+        page = b.colour("--page");
       const shadeOf = (l) => 0.11 * levels.filter((d) => app.p2.peak - l < d).length;
       backdrop(b, app, app.p2.name ?? "own", () =>
         bands(b, app.p2.logp, shadeOf, rgbOf(b.colour("--target"))));
       for (const name of DIRECTIONS) {
         const [, colour, dash] = LOOKS[name], { m, l } = app.walk2.paths[name].at(-1);
-        if (app.walk2.paths[name].length > 1) oval(b, ellipseOf(m, squared(l)), b.colour(colour), dash, 2);
+        if (app.walk2.paths[name].length > 1) oval(b, ellipseOf(m, squared(l)), b.colour(colour),
+          dash, 2);
         const fit = q().target === "own" && app.data.fits[name];
         if (fit) oval(b, ofFit(fit), b.colour(colour), dash, 1);
       }
@@ -1437,7 +1464,8 @@ function download(name, href) {
 }
 
 function sharePanel(app) {
-  const text = h("textarea", { readOnly: true, hidden: true, rows: 8, "aria-label": "copied text" });
+  const text =
+    h("textarea", { readOnly: true, hidden: true, rows: 8, "aria-label": "copied text" });
   const copy = (what) => {
     text.value = what;
     text.hidden = false;
@@ -1490,15 +1518,18 @@ function sound({ plane: q, way, means, ...state }, data) {
   return numbers.every(Number.isFinite) && scales.every((x) => x > 0 && x < Infinity) &&
     [2, 3, 4, 5].includes(modes) && (!means || means.length === modes) && alpha <= 1 &&
     [0, 1, 10, 100].includes(way.draws) && shown.every((name) => name in LOOKS) &&
-    q.m.length === 2 && q.s.length === 2 && (target === "mixture" || (target === "own" && data?.line)) &&
+    q.m.length === 2 && q.s.length === 2 &&
+      (target === "mixture" || (target === "own" && data?.line)) &&
     (q.target in PLANE || (q.target === "own" && data?.plane));
 }
 
 function begin(model) {
-  const data = model.get("data") ?? null, page = Boolean(model.get("page")), start = structuredClone(START);
+  const data = model.get("data") ?? null, page = Boolean(model.get("page")),
+    start = structuredClone(START);
   const fit = data && (data.fits.reverse_kl ?? Object.values(data.fits)[0]);
   if (data?.line) start.target = "own";
-  if (data?.line && fit) Object.assign(start, { mu: fit.mean[0], sigma: Math.sqrt(fit.covariance[0][0]) });
+  if (data?.line && fit) Object.assign(start,
+    { mu: fit.mean[0], sigma: Math.sqrt(fit.covariance[0][0]) });
   if (data?.plane) Object.assign(start.plane, { target: "own" }, fit ? ofFit(fit) : {});
   const { words, scripts } = model.get("text");
   return { data, page, words, scripts, state: decoded(page ? location.hash : "", start, data) };
@@ -1512,7 +1543,8 @@ function bridge(app, model) {
   };
   const take = () => {
     if (app.sending) return;
-    if (app.data?.plane) Object.assign(app.state.plane, ofFit({ mean: model.get("mean"), covariance: model.get("covariance") }));
+    if (app.data?.plane) Object.assign(app.state.plane,
+      ofFit({ mean: model.get("mean"), covariance: model.get("covariance") }));
     else Object.assign(app.state, { mu: model.get("mu"), sigma: model.get("sigma") });
     app.changed(app.data?.plane ? "plane" : "q");
   };
@@ -1526,10 +1558,13 @@ function bridge(app, model) {
 }
 
 function render({ model, el }) {
-  const app = { ...begin(model), shown: [], boards: [], version: 0, id: Math.random() }, { state } = app;
-  const isDark = matchMedia("(prefers-color-scheme: dark)"), root = h("div", { className: "vi-explorer" });
+  const app = { ...begin(model), shown: [], boards: [], version: 0, id: Math.random() },
+    { state } = app;
+  const isDark = matchMedia("(prefers-color-scheme: dark)"),
+    root = h("div", { className: "vi-explorer" });
   const lines = ["optima", "strip", "move", ...DIRECTIONS];
-  const touched = { target: lines, alpha: ["optima", "strip"], q: ["move", ...DIRECTIONS], view: lines,
+  const touched = { target: lines, view: [...lines, "plane"], alpha: ["optima", "strip"],
+    q: ["move", ...DIRECTIONS],
     way: DIRECTIONS, plane: ["plane"], "plane target": ["plane"], "way in the plane": ["plane"] };
   app.walk = walker(app, "way", () => ({ mu: state.mu, sigma: state.sigma }),
     (q, name, how) => descend(app.p, q, name, how));
@@ -1544,13 +1579,18 @@ function render({ model, el }) {
   };
   const look = () => {
     const { mean, sd, starts } = app.p, low = starts.map(([m, s]) => m - 4.5 * s);
-    app.span = [Math.min(mean - 3 * sd, ...low), Math.max(mean + 3 * sd, ...starts.map(([m, s]) => m + 4.5 * s))];
+    const { mu, plane: { m } } = state, high = starts.map(([at, s]) => at + 4.5 * s);
+    app.span = [Math.min(mean - 3 * sd, mu, ...low), Math.max(mean + 3 * sd, mu, ...high)];
+    const [x0, x1, y0, y1] = app.p2.box; // q stays in sight
+    app.box = [Math.min(x0, m[0]), Math.max(x1, m[0]), Math.min(y0, m[1]), Math.max(y1, m[1])];
     app.narrow = Math.min(sd, ...starts.map((s) => s[1]));
   };
   app.changed = (kind, quiet) => {
     if (kind === "target") aim();
-    if ((kind === "target" && !app.held) || kind === "view") look();
-    if (kind === "plane target") app.p2 = state.plane.target === "own" ? grid(app.data.plane) : plane(state.plane.target);
+    if (kind === "plane target") {
+      app.p2 = state.plane.target === "own" ? grid(app.data.plane) : plane(state.plane.target);
+    }
+    if (!app.held) look();
     if (kind === "target" || kind === "q") app.read = measure(app.p, state), app.walk.reset();
     if (kind.startsWith("plane")) app.read2 = measurePlane(app.p2, state.plane), app.walk2.reset();
     if (quiet) return;
@@ -1562,20 +1602,22 @@ function render({ model, el }) {
   const send = bridge(app, model), share = () => {
     clearTimeout(waiting);
     waiting = setTimeout(() => {
-      if (app.page && location.protocol !== "about:") history.replaceState(null, "", `#${encoded(state)}`);
+      if (app.page && location.protocol !== "about:") history.replaceState(null, "",
+        `#${encoded(state)}`);
       send();
     }, 100);
   };
   const paint = () => {
     const style = getComputedStyle(root);
-    const names = ["--page", "--ink", "--quiet", "--rule", "--target", "--forward", "--reverse", "--js", "--tv"];
+    const names = ["page", "ink", "quiet", "rule", "target", "forward", "reverse", "js", "tv"];
     app.colours = { transparent: "transparent" };
-    for (const name of names) app.colours[name] = style.getPropertyValue(name).trim();
+    for (const name of names) app.colours[`--${name}`] = style.getPropertyValue(`--${name}`).trim();
     app.dark = isDark.matches;
     for (const b of app.boards) b.paint();
   };
-  app.changed("target", true);
+  aim();
   app.changed("plane target", true);
+  app.changed("q", true);
   const panels = [optimaPanel(app), movePanel(app), wayPanel(app), planePanel(app)];
   if (app.data?.plane) panels.unshift(panels.pop());
   root.append(...panels, sharePanel(app));

@@ -27,10 +27,10 @@ DIGITS = 5  # of a log density
 
 # Beside each panel: what to do, what is seen, and what it means for distilling a language model.
 WORDS = {
-    "optima": "Each curve is the Gaussian that is best by its own measure; dots below mark every "
-    "local optimum, and as α goes from reverse to forward KL the best one may jump rather than "
-    "glide. A small model distilled by reverse KL answers like one of its teacher's modes, by "
-    "forward KL like a blend of all of them.",
+    "optima": "Each curve is the Gaussian that is best by its own measure, thin dots are its "
+    "other local optima, and as α goes from reverse to forward KL the best one may jump rather "
+    "than glide. A small model distilled by reverse KL answers like one of its teacher's modes, "
+    "by forward KL like a blend of all of them.",
     "move": "Drag the middle of q to move μ, its sides to change σ, and the marks below the axis "
     "to move the modes of p; forward KL pays where p > q, without limit where q is nearly "
     "nothing, and reverse KL where q > p. For a language model the first punishes what the "
@@ -271,8 +271,8 @@ def readouts(data: dict, mean, covariance) -> dict[str, float]:
         return float(mass @ h(of_p) + masses @ h(of_q)) / 2
 
     def jensen_shannon(r):
-        part = 1 / (1 + np.exp(np.abs(r)))
-        return np.log(2) - np.log1p(np.exp(-np.abs(r))) - part * np.abs(r)
+        small = np.exp(-np.abs(r))
+        return np.log(2) - np.log1p(small) - small / (1 + small) * np.abs(r)
 
     return {
         "forward_kl": float(mass @ of_p),
