@@ -374,6 +374,7 @@ def test_the_copied_script_prints_the_numbers(opened):
     assert_shown(opened, "plane", printed(opened.copied("Copy the plane as Python")), 2e-3)
 
 
+@pytest.mark.panel
 @pytest.mark.parametrize("name", ["banana", "funnel"])
 def test_the_copied_script_prints_the_numbers_of_the_plane(opened, name):
     opened.page.locator(".plane").get_by_label("target").select_option(name)
@@ -650,6 +651,7 @@ def laboratory(tmp_path):
             server.terminate()
 
 
+@pytest.mark.panel
 def test_in_jupyterlab_q_is_read_and_set_from_python(browser, laboratory):
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page, said = context.new_page(), []
