@@ -681,7 +681,7 @@ def test_ranks_of_equal_draws_lie_inside_chance_and_narrow_ones_do_not():
     figure = measures.ranks_figure(wide_run(3, fits=["reverse_kl", "forward_kl"]))
     worst = figure.axes[0]  # reverse KL is 0.3 as wide there, forward KL as wide
     narrow, right = (line.get_ydata() for line in worst.lines if len(line.get_xdata()) > 2)
-    band = measures.CHANCE * np.sqrt(2 / 1500)
+    band = drawing.CHANCE * np.sqrt(2 / 1500)
     assert np.abs(right).max() < 1.5 * band
     assert narrow[:90].max() > 0.2 and narrow[110:].min() < -0.2
     assert worst.get_title(loc="left") == "x[2]"

@@ -15,13 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from vi_demo.pictures.contents import short
-from vi_demo.pictures.drawing import COLOURS, STYLE, WIDTH
+from vi_demo.pictures.drawing import CHANCE, COLOURS, STYLE, WIDTH
 from vi_demo.pictures.terminal import escape
 from vi_demo.pictures.words import number, spoken
 
 MOST_PANELS = 12
 COLUMNS = 4
-CHANCE = 1.36  # over √n: Kolmogorov and Smirnov's 95%
 PANEL = 1.5  # inches: its height
 HEAD = 0.5
 READING = "Δ-ECDF of the truth's rank among draws, flat where calibrated; dots where it is not"

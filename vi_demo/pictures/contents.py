@@ -14,7 +14,6 @@ from scipy.ndimage import gaussian_filter1d
 
 GAUSSIAN = ("diagonal", "full_rank", "low_rank")
 BINS = 512
-FINER = 4  # points drawn for each of the grid: contours as small as a few of them stay round
 
 
 class Coordinate(NamedTuple):

@@ -24,7 +24,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from scipy.ndimage import zoom
 
-from vi_demo.pictures.contents import FINER, fit_names
+from vi_demo.pictures.contents import fit_names
 
 STYLE = Path(__file__).with_name("colours.mplstyle")
 
@@ -54,6 +54,8 @@ WIDTH = 6.5  # inches: a column
 LETTERS = 96  # in a line of that width
 LINE = 0.155  # inches: the height of a line of the legend
 HIGHEST = 5.0  # the peak of a fit that is still shown whole, in peaks of the target
+FINER = 4  # points drawn for each of the grid: contours as small as a few of them stay round
+CHANCE = 1.36  # over √n: Kolmogorov and Smirnov's 95%
 HALO = withStroke(linewidth=3.6, foreground="white")  # a cross on the darkest blue, in grey
 
 

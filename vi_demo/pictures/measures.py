@@ -21,6 +21,7 @@ from vi_demo.pictures.contents import (
     short,
 )
 from vi_demo.pictures.drawing import (
+    CHANCE,
     COLOURS,
     LINE,
     STYLE,
@@ -40,7 +41,7 @@ MOST_MODES = 12
 TAIL = 0.2  # of all weights at most, or 3√S of them: Vehtari et al. 2024, arXiv 1507.02646
 SPREAD = 1e-3  # of log weights, below which they are all the same
 MOST_RANKS = 6
-CHANCE = 1.36  # over √n: Kolmogorov and Smirnov's 95%
+COVERED = 0.1  # of a mode's mass: less of it in a guide, and the mode is missed
 
 
 # Divergences.
@@ -156,9 +157,6 @@ def modes_figure(run: xr.DataTree) -> Figure | None:
         if len(modes) > len(shown):
             note(figure, f"the {len(shown)} heaviest of {len(modes)} modes")
     return figure
-
-
-COVERED = 0.1  # of a mode's mass: less of it in a guide, and the mode is missed
 
 
 def place(mode: dict) -> str:
