@@ -361,6 +361,17 @@ jax.jit(lambda x: x + 1)(1.0)
     assert str(any(tmp_path.rglob("*-cache"))) == kept
 
 
+@pytest.mark.parametrize(("switch", "kept"), [("", True), ("off", False)])
+def test_bytecode_is_kept_in_the_cache_where_python_may_keep_none(tmp_path, switch, kept):
+    # As on a machine whose packages were installed without bytecode: none is found beside them.
+    env = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "VI_DEMO_CACHE": switch}
+    env |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPYCACHEPREFIX": str(tmp_path / "none")}
+    command = [sys.executable, "-m", "vi_demo.cli", "models"]
+    subprocess.run(command, env=env, check=True, capture_output=True)
+    assert any((tmp_path / "vi-demo" / "bytecode").rglob("*.pyc")) == kept
+    assert not (tmp_path / "none").exists()
+
+
 def test_debug_shows_where(command, tmp_path):
     (tmp_path / "bad.py").write_text("def model(:\n")
     done = command("run", "bad.py", "--debug")

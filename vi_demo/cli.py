@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import importlib.util
 import os
 import shlex
 import sys
@@ -36,6 +37,7 @@ NO_USABLE_FIT, INTERRUPTED = 3, 130
 def main(arguments: list[str] | None = None) -> None:
     """Run `vi-demo` and exit: 0 done, 1 an error inside, 2 unusable input, 3 with --strict."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    keep_bytecode()
     try:
         status = vi_demo.main(
             arguments, prog_name="vi-demo", standalone_mode=False, obj=list(arguments)
@@ -592,20 +594,38 @@ def ask_for_double() -> None:
     os.environ.setdefault("JAX_ENABLE_X64", "1")
 
 
+def cache_folder(name: str) -> Path | None:
+    """A folder for what need not be made anew by each command; none with `VI_DEMO_CACHE=off`."""
+    import platformdirs
+
+    if os.environ.get(CACHE_SWITCH, "").lower() in ("off", "0", "no", "false"):
+        return None
+    return platformdirs.user_cache_path("vi-demo") / name
+
+
+def keep_bytecode() -> None:
+    """Keep the bytecode of modules where Python may keep none beside them, as containers ask.
+
+    Compiling JAX, xarray and Matplotlib anew takes up to five seconds of each command.
+    """
+    numpyro = importlib.util.find_spec("numpyro")
+    if sys.dont_write_bytecode and not Path(numpyro.cached).exists() and cache_folder("bytecode"):
+        sys.pycache_prefix, sys.dont_write_bytecode = str(cache_folder("bytecode")), False
+
+
 def prepare_jax() -> None:
     """Double precision, and compiled programs kept in the user's cache folder between runs.
 
     `VI_DEMO_CACHE=off` turns the cache off; JAX's own `JAX_COMPILATION_CACHE_DIR` moves it.
     """
     import jax
-    import platformdirs
 
     jax.config.update("jax_enable_x64", True)
-    if os.environ.get(CACHE_SWITCH, "").lower() in ("off", "0", "no", "false"):
+    folder = cache_folder("jax")
+    if not folder:
         jax.config.update("jax_enable_compilation_cache", False)
         return
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        folder = platformdirs.user_cache_path("vi-demo") / "jax"
         jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     # A program that cannot be kept, or a folder that cannot be written, costs time and no more.

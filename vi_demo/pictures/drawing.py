@@ -22,7 +22,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse, Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from scipy.ndimage import zoom
 
 from vi_demo.pictures.contents import fit_names
 
@@ -141,8 +140,9 @@ def draw_densities(ax: Axes, curves: dict, upright: bool = True) -> None:
 def contours(ax: Axes, axes: list, log_p: np.ndarray, levels: np.ndarray) -> None:
     """Fill the regions of highest density, the densest darkest."""
     # Where there is no density there is no number to draw a contour through.
-    log_p = zoom(np.fmax(log_p, levels[0] - 4.0), FINER)
-    axes = [zoom(x, FINER, order=1) for x in axes]
+    finer = [refinement(n) for n in log_p.shape]
+    log_p = finer[0] @ np.fmax(log_p, levels[0] - 4.0) @ finer[1].T
+    axes = [weights @ x for weights, x in zip(finer, axes, strict=True)]
     # A grid may be too coarse to tell the innermost levels apart.
     levels = np.unique(levels[levels < log_p.max()])
     if not levels.size:
@@ -150,6 +150,18 @@ def contours(ax: Axes, axes: list, log_p: np.ndarray, levels: np.ndarray) -> Non
     fills = [shade(s) for s in np.linspace(0.12, 0.75, levels.size)]
     ax.contourf(*axes, log_p.T, levels=[*levels, log_p.max()], colors=fills)
     ax.contour(*axes, log_p.T, levels=levels, colors=COLOURS["target"], linewidths=0.5)
+
+
+def refinement(points: int) -> np.ndarray:
+    """Weights of even points in `FINER` times as many on Catmull and Rom's cubics through them.
+
+    SciPy's splines would do too, and take a third of a second to import.
+    """
+    t = np.arange(FINER)[:, None] / FINER
+    cubic = [-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2]
+    ends = np.pad(np.eye(points), ((1, 1), (0, 0)), "reflect", reflect_type="odd")  # straight on
+    between = sum(c * ends[k : k + points - 1, None] for k, c in enumerate(cubic)) / 2
+    return np.concatenate([between.reshape(-1, points), ends[-2:-1]])
 
 
 def density_levels(log_p: np.ndarray, masses: Iterable[float]) -> np.ndarray:

@@ -44,7 +44,7 @@ from vi_demo.pictures.ways import descended, parted, total_moments
 from vi_demo.pictures.words import measured, number
 
 FORMATS = {"mp4": "video/mp4", "gif": "image/gif", "webp": "image/webp"}
-FPS, SIZE, DPI = 25, (900, 480), 100
+FPS, SIZE, SNUG, DPI = 25, (900, 480), (480, 320), 100
 LEAST_SIZE = 240  # pixels
 HOLD = 1.0  # seconds that the last frame stays
 CROSS = "#C00000"
@@ -126,17 +126,19 @@ def scene(run: xr.DataTree, size: tuple[int, int], sites: Sequence[str], start: 
     if not 0 <= start < starts:
         raise ValueError(f"there are {starts} starts, 0 to {starts - 1}, and no {start}")
     which = shown(run, names, sites)
-    figure = Figure(figsize=(size[0] / DPI, size[1] / DPI), dpi=DPI, layout="constrained")
+    # Letters grow with a large film, and shrink where they would not fit.
+    dpi = DPI * np.clip(1.0, min(np.divide(size, SIZE)), min(np.divide(size, SNUG)))
+    figure = Figure(figsize=np.divide(size, dpi), dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
     tops, bottoms = figure.subplots(2, len(names), height_ratios=[3, 1], squeeze=False)
     moving, moves = [], []
     stage = plane_stage if len(which) == 2 else line_stage
-    limits = stage(run, tops, ways, which, start)
+    stage(run, tops, ways, which, start)
     for name, top, bottom in zip(names, tops, bottoms, strict=True):
         look = looks(names)[name]
         top.set_title(measured(name), color=look.color, fontweight="bold")
         for artists, move in (
-            guides_of(top, ways[name], which, look, start, limits),
+            guides_of(top, ways[name], which, look, start),
             falling(bottom, ways[name], look, start),
         ):
             moving += artists
@@ -226,8 +228,8 @@ def target_on(run: xr.DataTree, which: Sequence[int]):
     return *axes, np.log(np.maximum(density, 1e-300))
 
 
-def line_stage(run, panels, ways, which, start) -> tuple[float, float]:
-    """The target's density in every panel; gives the limits of the axis."""
+def line_stage(run, panels, ways, which, start) -> None:
+    """The target's density in every panel, and limits that hold it and the guides."""
     moments = [total_moments(way, 0) for way in ways.values()]
     ends = [np.concatenate([m[:, start] - 2 * s[:, start] for m, s in moments]).min()]
     ends += [np.concatenate([m[:, start] + 2 * s[:, start] for m, s in moments]).max()]
@@ -243,17 +245,16 @@ def line_stage(run, panels, ways, which, start) -> tuple[float, float]:
             ax.plot(x, density, color=COLOURS["target"], linewidth=0.8)
         ax.set(xlim=ends, ylim=(0, 1.15 * max(top, narrow)), yticks=[])
         ax.set_xlabel(axis_labels(run)[0])
-    return tuple(ends)
 
 
 # What moves.
 
 
-def guides_of(ax: Axes, way: xr.Dataset, which, look: Look, start: int, limits):
+def guides_of(ax: Axes, way: xr.Dataset, which, look: Look, start: int):
     """The marks of every start in one panel, and what moves them to a frame."""
     order = [s for s in range(way.sizes["start"]) if s != start] + [start]
     draw = ellipses if len(which) == 2 else curves
-    made = [draw(ax, way, which, look, s, s == start, limits) for s in order]
+    made = [draw(ax, way, which, look, s, s == start) for s in order]
     means = np.stack([total_moments(way, i)[0][:, start] for i in which], -1)
     height = [0.0] * (2 - len(which))
     (cross,) = ax.plot([], [], "x", color=CROSS, markersize=9, path_effects=[HALO], zorder=6)
@@ -267,7 +268,7 @@ def guides_of(ax: Axes, way: xr.Dataset, which, look: Look, start: int, limits):
     return [a for artists, _ in made for a in artists] + [cross], move
 
 
-def ellipses(ax: Axes, way: xr.Dataset, which, look: Look, start: int, strong: bool, limits):
+def ellipses(ax: Axes, way: xr.Dataset, which, look: Look, start: int, strong: bool):
     """The 2σ ellipse of each component of one start."""
     mean = way["mean"].values[:, start][..., which]
     covariance = way["covariance"].values[:, start][..., which, :][..., which]
@@ -284,11 +285,11 @@ def ellipses(ax: Axes, way: xr.Dataset, which, look: Look, start: int, strong: b
     return patches, move
 
 
-def curves(ax: Axes, way: xr.Dataset, which, look: Look, start: int, strong: bool, limits):
+def curves(ax: Axes, way: xr.Dataset, which, look: Look, start: int, strong: bool):
     """The density of one start's guide on a line."""
     mean, mass = way["mean"].values[:, start, :, 0], way["mass"].values[:, start]
     sd = np.sqrt(way["covariance"].values[:, start, :, 0, 0])
-    x = np.linspace(*limits, POINTS)
+    x = np.linspace(*ax.get_xlim(), POINTS)
     style = {"linewidth": 2.2 if strong else 1.0, "alpha": 1.0 if strong else FAINT}
     (line,) = ax.plot(x, x * 0, color=look.color, linestyle=look.linestyle, **style)
 
@@ -370,7 +371,7 @@ def to_pillow(pictures: Iterator[np.ndarray], path: Path, fps: int) -> None:
         frames = in_palette(frames)
         options |= {"transparency": TRANSPARENT, "disposal": 1, "optimize": False}
     else:
-        options |= {"quality": 80, "method": 0}
+        options |= {"quality": 80, "method": 0, "kmax": 0}  # a loop needs no key frames to seek
     frames[0].save(path, append_images=frames[1:], **options)
 
 
