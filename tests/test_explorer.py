@@ -133,7 +133,7 @@ def test_the_page_is_whole(written):
     ]
     assert policy == POLICY
     assert not re.search(r"""(src|href)=["'](?!data:)""", page.partition("<script")[0])
-    module = (explorer.HERE / "explorer.js").read_text(encoding="utf-8")
+    module = explorer.module()
     assert not re.search(r"^import |fetch\(|Storage|XMLHttp", module, re.MULTILINE)
 
 
@@ -338,7 +338,7 @@ def test_every_control_has_a_name(opened):
 
 
 def test_guesses_are_answered(opened):
-    for panel in ("optima", "move", "way"):
+    for panel in ("optima", "move", "way", "plane"):
         box = opened.page.locator(f".{panel} fieldset")
         box.get_by_role("radio").first.check()
         assert re.match(r"(Yes|No)\. .*\d", box.locator("output").inner_text())
@@ -561,9 +561,8 @@ def test_a_widget_follows_and_leads(browser, which, request, tmp_path):
     widget = vi_demo.explore(run)
     names = ("data", "text", "mu", "sigma", "mean", "covariance")
     values = {name: getattr(widget, name) for name in names}
-    module = widget._esm.read_text() if hasattr(widget._esm, "read_text") else str(widget._esm)
     style = f"<style>{widget._css}</style>"
-    script = module + STUB.replace("{{values}}", json.dumps(values))
+    script = explorer.module() + STUB.replace("{{values}}", json.dumps(values))
     path = tmp_path / "widget.html"
     text = f"<!DOCTYPE html><title>w</title>{style}<script type=module>{script}</script>"
     path.write_text(text, encoding="utf-8")
@@ -651,7 +650,6 @@ def laboratory(tmp_path):
             server.terminate()
 
 
-@pytest.mark.panel
 def test_in_jupyterlab_q_is_read_and_set_from_python(browser, laboratory):
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page, said = context.new_page(), []
