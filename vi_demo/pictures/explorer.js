@@ -187,15 +187,13 @@ function stroke({ c }, points, colour, dash = [], thick = 2) {
   c.setLineDash([]);
 }
 
-/** The points of a curve, one a pixel. */
-const along = (b, fn) => count(b.width + 1, (u) => [u, b.Y(fn(b.x(u)))]);
+/** Where a function is on a board, one point a pixel. */
+const points = (b, fn) => count(b.width + 1, (u) => [u, b.Y(fn(b.x(u)))]);
 
-const line = (b, fn, ...look) => stroke(b, along(b, fn), ...look);
-
-/** Fill between two curves wherever the first is higher. */
+/** Fill between two curves of points wherever the first is higher. */
 function between(b, upper, lower, colour, alpha) {
-  const edge = along(b, (x) => max(upper(x), lower(x)));
-  trace(b.c, [...edge, ...along(b, lower).reverse()]);
+  const edge = upper.map(([u, v], k) => [u, min(v, lower[k][1])]);
+  trace(b.c, [...edge, ...lower.slice().reverse()]);
   Object.assign(b.c, { fillStyle: colour, globalAlpha: alpha });
   b.c.fill();
   b.c.globalAlpha = 1;
@@ -211,7 +209,9 @@ function dot({ c }, u, v, radius, fill, edge) {
 
 function words({ c, colours }, text, u, v, align = "left", shade = "quiet") {
   const font = "12px system-ui, sans-serif";
-  Object.assign(c, { fillStyle: colours[shade], font, textAlign: align });
+  Object.assign(c, { fillStyle: colours[shade], strokeStyle: colours.page, font, lineWidth: 3,
+    lineJoin: "round", textAlign: align });
+  c.strokeText(text, u, v); // to be read over lines
   c.fillText(text, u, v);
 }
 
@@ -328,21 +328,23 @@ const panel = (app, name, ...parts) => {
 
 // The line: its best Gaussians, a q to move, and ways down.
 
-const curve = (q) => {
+const curve = (b, q) => {
   const logq = logOf(q);
-  return (x) => exp(logq(x));
+  return points(b, (x) => exp(logq(x)));
 };
 
 const lineOf = ({ mean, covariance }) => ({ mu: mean[0], sigma: sqrt(covariance[0][0]) });
 
+/** Draw p and its axis; the points of p. */
 function targetLine(b, app) {
-  const p = (x) => exp(app.p.logp(x)), { target, rule } = b.colours;
-  between(b, p, () => 0, target, 0.22);
-  line(b, p, target, [], 1.5);
+  const p = points(b, (x) => exp(app.p.logp(x))), { target, rule } = b.colours;
+  between(b, p, points(b, () => 0), target, 0.22);
+  stroke(b, p, target, [], 1.5);
   b.c.fillStyle = rule;
   b.c.fillRect(0, b.Y(0), b.width, 1);
   axis(b, "x");
   words(b, "p", 8, 16, "left", "target");
+  return p;
 }
 
 /** A height that p and most of what some guides rise to are within. */
@@ -363,11 +365,11 @@ function optimaPanel(app) {
     view: () => [...app.span, -0.16 * tops(), tops()],
     draw(b) {
       targetLine(b, app);
-      line(b, curve(now()), b.colours.ink, [1, 3], 2.5);
+      stroke(b, curve(b, now()), b.colours.ink, [1, 3], 2.5);
       shown().forEach((name, row) => {
         const colour = b.colours[LOOKS[name][1]];
         app.best[name].forEach((q, k) => {
-          line(b, curve(q), colour, k ? [1, 3] : LOOKS[name][2], k ? 1 : 2);
+          stroke(b, curve(b, q), colour, k ? [1, 3] : LOOKS[name][2], k ? 1 : 2);
           dot(b, b.X(q.mu), b.Y(0) + 6 + 4 * row, 3, k ? b.colours.page : colour, colour);
         });
       });
@@ -400,7 +402,10 @@ function drawStrip(b, { alphas, branches, best, jumps }, alpha) {
   words(b, "μ", 6, 14);
   words(b, "reverse, α = 0", X(0), b.height - 4);
   words(b, "forward, α = 1", X(1), b.height - 4, "right");
-  jumps.forEach((a) => words(b, `jumps at ${a.toFixed(2)}`, X(a) + 5, b.height - 20));
+  jumps.forEach((a, k) => {
+    const [side, off] = a < 0.7 ? ["left", 5] : ["right", -5];
+    words(b, `jumps at ${a.toFixed(2)}`, X(a) + off, b.height - 20 - 14 * k, side);
+  });
 }
 
 /** Which target, and the shape of a mixture. */
@@ -475,15 +480,14 @@ function movePanel(app) {
     height: 260, touch: "pan-y", view: () => [...app.span, -0.14 * top(), top()],
     grab: (...at) => grabLine(app, ...at), key: nudge(app),
     draw(b) {
-      const p = (x) => exp(app.p.logp(x)), q = curve(state), { colours: of } = b;
-      targetLine(b, app);
+      const p = targetLine(b, app), q = curve(b, state), { colours: of } = b;
       between(b, p, q, of.forward, 0.3);
       between(b, q, p, of.reverse, 0.3);
       for (const [name, fit] of Object.entries(state.target === "own" ? data.fits : {})) {
         const [, colour, dash] = LOOKS[name] ?? [name, "quiet", [2, 4]];
-        line(b, curve(lineOf(fit)), of[colour], dash, 1);
+        stroke(b, curve(b, lineOf(fit)), of[colour], dash, 1);
       }
-      line(b, q, of.ink, [], 2.5);
+      stroke(b, q, of.ink, [], 2.5);
       words(b, "p > q: forward KL pays", b.width - 8, 16, "right", "forward");
       words(b, "q > p: reverse KL pays", b.width - 8, 32, "right", "reverse");
       if (state.target !== "mixture") return;

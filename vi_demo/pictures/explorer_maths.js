@@ -525,7 +525,7 @@ function polar(radius, width) {
 export const PLANE = {
   bimodal: {
     label: "bimodal",
-    box: [-7.5, 7.5, -4.5, 4.5],
+    box: [-9, 9, -5, 5],
     axis: 0,
     cuts: around(0, 1 / 8, BENDS),
     along: 1,
@@ -546,7 +546,7 @@ export const PLANE = {
     label: "funnel",
     box: [-6, 6, -5, 5],
     axis: 1,
-    along: 0.5,
+    along: 0.4,
     across: (y) => exp(y / 2),
     logp: (x, y) => -0.5 * (square(y / 1.5) + x * x * exp(-y) + y),
     nodes: (p) => product(p, evenly([0], 1.5), (y) => [0, exp(y / 2)]),
