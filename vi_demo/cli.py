@@ -505,23 +505,26 @@ def filmed(run, name, **settings):
 def explore(what, sites, out, opens, serve, debug) -> None:
     """Write a page on which q can be dragged over a target, both directions of KL beside it.
 
-    RUN is a folder that vi-demo run made, whose density and fits are then on the page; of a MODEL,
-    as in vi-demo run, the run is looked for in runs/<model>. The page needs no network.
+    RUN is a folder that vi-demo run made, whose density and fits are then on the page. A MODEL, as
+    in vi-demo run, is fitted first, with all that vi-demo run takes by itself, unless
+    runs/<model> holds a run of it. The page needs no network.
     """
     from vi_demo import results
     from vi_demo.pictures import explorer
 
-    folder = folder_of(what)
+    folder, model = run_of(what)
     if sites and not folder:
         raise InputError("--site names a coordinate of a run; give the run's folder, too.")
-    home = Path() if folder is None else folder if folder.is_dir() else folder.parent
+    home = Path() if folder is None else folder.parent if folder.is_file() else folder
     out = Path(out) if out else home / EXPLORER
     if out.is_dir():
         raise InputError(f"{out} is a folder; name a file with --out.")
     results.check_folder(out.parent)
-    run = folder and results.load(folder)
+    if model:
+        fit_unless_there(folder, model)
+    saved = folder and results.load(folder)
     try:
-        page = explorer.page(run, sites, str(folder or ""))
+        page = explorer.page(saved, sites, str(folder or ""))
     except ValueError as error:
         raise InputError(f"{what} cannot be explored: {error}.") from error
     results.write(out.parent, {out.name: writing(page)})
@@ -532,22 +535,26 @@ def explore(what, sites, out, opens, serve, debug) -> None:
         raise InputError(f"no browser could be started; open {out} in one.")
 
 
-def folder_of(what: str | None) -> Path | None:
-    """The folder of a run, named itself or by its model."""
+def run_of(what: str | None) -> tuple[Path | None, str | None]:
+    """The folder of a run, and the model that it is, or will be, a run of where one is named."""
     from vi_demo import loading, results
 
     if what is None or Path(what).is_dir() or Path(what).suffix == ".nc":
-        return what and Path(what)
-    stem = Path(what.partition(":")[0]).stem if what.partition(":")[0].endswith(".py") else what
-    made = Path("runs") / stem
-    if (made / results.POSTERIOR).is_file():
-        return made
-    known = Path(what.partition(":")[0]).is_file() or what in loading.bundled()
-    raise InputError(
-        f"{made} holds no run of {what}; make one first with vi-demo run {what}."
-        if known
-        else f"{what} is neither the folder of a run nor a model; see vi-demo models."
-    )
+        return what and Path(what), None
+    named = Path("runs") / what
+    if what not in loading.bundled() and (named / results.POSTERIOR).is_file():
+        return named, None
+    return Path("runs") / loading.name_of(what), what
+
+
+def fit_unless_there(folder: Path, model: str) -> None:
+    """See to a run of a model in its folder; one that is there is used as it is."""
+    from vi_demo import results
+
+    if (folder / results.POSTERIOR).is_file():
+        click.echo(f"Using the run in {folder}/; vi-demo run {model} makes it anew")
+        return
+    run.main([model], prog_name="vi-demo run", standalone_mode=False, obj=["run", model])
 
 
 def hand_out(page: str, opens: bool) -> None:

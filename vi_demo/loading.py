@@ -67,9 +67,8 @@ def load(spec: str, data_file: str | None = None, *, bare: bool = False) -> Load
         given = given or _from_file(str(data_file), takes)
         given = _without_others(given, takes, module)
     data = {} if bare else _accepted(given, takes)
-    stem = file.stem if file else label.rpartition(".")[2]
     return Loaded(
-        name=stem if function == "model" else f"{stem}_{function}",
+        name=_called(label, file, function),
         description=(module.__doc__ or "").strip().partition("\n")[0],
         model=by_name(model),
         data=data,
@@ -78,6 +77,16 @@ def load(spec: str, data_file: str | None = None, *, bare: bool = False) -> Load
         source=str(file or getattr(module, "__file__", None) or spec),
         guide=None if bare else _guide(module, function, data, label),
     )
+
+
+def name_of(spec: str) -> str:
+    """The name of the model that `spec` names, which its runs bear; nothing is imported for it."""
+    return _called(*_find(spec))
+
+
+def _called(label: str, file: Path | None, function: str) -> str:
+    stem = file.stem if file else label.rpartition(".")[2]
+    return stem if function == "model" else f"{stem}_{function}"
 
 
 def arguments(model: Callable, data_file: str | Path) -> dict[str, Any]:

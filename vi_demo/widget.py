@@ -36,7 +36,7 @@ def explore(run: xr.DataTree | None = None, sites: Sequence[str] = ()):
     class Explorer(anywidget.AnyWidget):
         """q over p, to be dragged."""
 
-        _esm = explorer.HERE / "explorer.js"
+        _esm = explorer.module()
         _css = explorer.HERE / "explorer.css"
         data = traitlets.Dict(allow_none=True).tag(sync=True)
         text = traitlets.Dict(explorer.TEXT).tag(sync=True)

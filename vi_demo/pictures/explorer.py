@@ -1,7 +1,7 @@
 """The explorer: a Gaussian q over a target p, to be dragged, on a page of its own.
 
-`explorer.js` computes and draws; here it is put in a page that needs no other file and no network,
-with the density of a saved run where there is one.
+`explorer_maths.js` computes and `explorer.js` draws; here they are put in a page that needs no
+other file and no network, with the density of a saved run where there is one.
 """
 
 from __future__ import annotations
@@ -14,34 +14,55 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
-from scipy.ndimage import gaussian_filter
 
 from vi_demo.pictures import contents
 
 HERE = Path(__file__).parent
 TITLE = "Two directions of KL"
-BINS = {1: 400, 2: 90}  # of draws
+BINS = 400  # of draws on a line
 PROBABLE = {1: 2e-3, 2: 1e-3}  # of the peak: below that draws are too few to tell a density
 DEEPEST = 300.0  # nats below the peak: what lies lower weighs nothing
 DIGITS = 5  # of a log density
 
-# Beside each panel: what to do, what is seen, and what it means for distilling a language model.
+# Beside each panel: what to do, what is seen, what it means for distilling a language model, and a
+# question to guess at before looking, which the module answers.
 WORDS = {
-    "optima": "Each curve is the Gaussian that is best by its own measure, thin dots are its "
-    "other local optima, and as α goes from reverse to forward KL the best one may jump rather "
-    "than glide. A small model distilled by reverse KL answers like one of its teacher's modes, "
-    "by forward KL like a blend of all of them.",
-    "move": "Drag the middle of q to move μ, its sides to change σ, and the marks below the axis "
-    "to move the modes of p; forward KL pays where p > q, without limit where q is nearly "
-    "nothing, and reverse KL where q > p. For a language model the first punishes what the "
-    "student cannot say, the second what its teacher would not.",
-    "way": "Gradient descent from your q on each KL, over its landscape of μ and log σ, where q "
-    "can be dragged too: forward KL has one valley, reverse KL one for every mode that stands "
-    "apart. Distillation on the teacher's text goes down the left map, on-policy distillation "
-    "down the right.",
-    "plane": "Drag the middle of the ellipse (2 sds), the ends of its axes, or the round handle "
-    "that turns it: reverse KL fits inside p, forward KL around it. So a student trained on its "
-    "own words keeps to what it does well, and one that imitates spreads over what it cannot do.",
+    "optima": {
+        "title": "Best Gaussians",
+        "text": "Each curve is the Gaussian that is best by its own measure, thin dots are its "
+        "other local optima, and as α goes from reverse to forward KL the best one may jump "
+        "rather than glide. A small model distilled by reverse KL answers like one of its "
+        "teacher's modes, by forward KL like a blend of all of them.",
+        "question": "Before you look: which best Gaussian is wider?",
+        "guesses": ["forward KL's", "reverse KL's"],
+    },
+    "move": {
+        "title": "Move q yourself",
+        "text": "Drag the middle of q to move μ, its sides to change σ, and the marks below the "
+        "axis to move the modes of p; forward KL pays where p > q, without limit where q is "
+        "nearly nothing, and reverse KL where q > p. For a language model the first punishes "
+        "what the student cannot say, the second what its teacher would not.",
+        "question": "Put q on one mode alone. Which of the two KLs is larger?",
+        "guesses": ["KL(p‖q)", "KL(q‖p)"],
+    },
+    "way": {
+        "title": "Ways down",
+        "text": "Gradient descent from your q on each KL, over its landscape of μ and log σ, "
+        "where q can be dragged too: forward KL has one valley, reverse KL one for every mode "
+        "that stands apart. Distillation on the teacher's text goes down the left map, on-policy "
+        "distillation down the right.",
+        "question": "How many valleys has reverse KL here?",
+        "guesses": ["one", "more"],
+    },
+    "plane": {
+        "title": "Two dimensions",
+        "text": "Drag the middle of the ellipse (2 sds), the ends of its axes, or the round "
+        "handle that turns it: reverse KL fits inside p, forward KL around it. So a student "
+        "trained on its own words keeps to what it does well, and one that imitates spreads over "
+        "what it cannot do.",
+        "question": "Before you press Play: whose way down ends in the larger ellipse?",
+        "guesses": ["forward KL's", "reverse KL's"],
+    },
 }
 # What is copied as Python; names in angle brackets are filled in by the page.
 SCRIPTS = {
@@ -104,11 +125,19 @@ def filled(title: str, values: dict) -> str:
     parts = {
         "title": html.escape(title),
         "style": (HERE / "explorer.css").read_text(encoding="utf-8"),
-        "module": (HERE / "explorer.js").read_text(encoding="utf-8"),
+        "module": module(),
         "values": text,
     }
     template = (HERE / "explorer.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{ (\w+) \}\}", lambda hole: parts[hole[1]], template)
+
+
+def module() -> str:
+    """The explorer as one module, which imports nothing: its mathematics, then its page."""
+    maths, page = (
+        (HERE / name).read_text(encoding="utf-8") for name in ("explorer_maths.js", "explorer.js")
+    )
+    return f"{maths}\n{re.sub(r'^import [^;]*;', '', page, count=1, flags=re.MULTILINE)}"
 
 
 def start(data: dict | None) -> dict:
@@ -195,15 +224,9 @@ def placed(mean, covariance) -> dict:
 
 def smoothed(draws: np.ndarray) -> tuple[list, np.ndarray]:
     """A kernel density of draws (S, d): its axes and the logarithm of its values."""
-    number, dim = draws.shape
-    sds = [contents.peak_sd(np.sort(column)) for column in draws.T]
-    width = np.array([1.06 * sd * number ** (-1 / (4 + dim)) for sd in sds])
-    low, high = draws.min(0) - 3 * width, draws.max(0) + 3 * width
-    counts, edges = np.histogramdd(draws, bins=BINS[dim], range=list(zip(low, high, strict=True)))
-    step = (high - low) / BINS[dim]
-    density = gaussian_filter(counts, width / step, mode="constant")
+    dim = draws.shape[1]
+    *axes, density = on_line(draws[:, 0]) if dim == 1 else on_plane(draws)
     density /= density.max()
-    axes = [(e[1:] + e[:-1]) / 2 for e in edges]
     for i in range(dim):  # ends that hold next to nothing are left to the tails
         others = tuple(k for k in range(dim) if k != i)
         kept = np.flatnonzero(density.max(axis=others) > PROBABLE[dim])
@@ -211,6 +234,29 @@ def smoothed(draws: np.ndarray) -> tuple[list, np.ndarray]:
         density = np.take(density, range(*inside.indices(len(axes[i]))), axis=i)
         axes[i] = axes[i][inside]
     return axes, np.log(np.maximum(density, PROBABLE[dim] / 30))
+
+
+def on_line(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A kernel density of draws (S,): points and values, beyond the outermost draws too.
+
+    An edge of the support is not drawn as one, for the page goes on from the last point.
+    """
+    width = 1.06 * contents.peak_sd(np.sort(draws)) * draws.size**-0.2
+    low, high = draws.min() - 3 * width, draws.max() + 3 * width
+    counts, edges = np.histogram(draws, bins=BINS, range=(low, high))
+    middles = (edges[1:] + edges[:-1]) / 2
+    kernel = np.exp(-0.5 * ((middles - middles[:, None]) / width) ** 2)
+    return middles, kernel @ counts
+
+
+def on_plane(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A kernel density of draws (S, 2): two axes and values. Raises `ValueError` of too few."""
+    from vi_demo.pictures import pairs  # it draws, and few pages need it
+
+    found = pairs.joint_density(*draws.T, [contents.view([column]) for column in draws.T])
+    if found is None:
+        raise ValueError("its reference has too few draws to take a density from")
+    return found
 
 
 def on_grid(names: list[str], axes: list[np.ndarray], log_p: np.ndarray) -> dict:
