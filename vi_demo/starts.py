@@ -34,6 +34,7 @@ RADII = (2.0, 0.2, 0.02, 0.0)  # uniform starts: NumPyro's own first, nearer whe
 HOPELESS = 1e4  # times lower a log density than elsewhere
 CENTRING = 30  # looks at all rows at most, to find where their slope is zero
 SETTLED = 0.02  # sds from there
+LEARNED = "learned"  # with the parameters: means and sds of the guide
 NARROW = 0.1
 WIDE = 4.0
 INFLATED = 3.0
@@ -152,11 +153,15 @@ def centred(target: Target, found: Climbs) -> Climbs:
 
 
 def frame(target: Target, whole: bool) -> Frame:
-    """The scale of the best climb, or R^d's own where there was none."""
+    """The scale of the best climb; where there was none, of the guide that parameters were learned
+    with, else R^d's own.
+    """
     found = climbs(target)
-    if found is None:
-        return Frame(jnp.zeros(target.dim), jnp.ones(target.dim))
-    return jax.tree.map(lambda x: x[jnp.argmax(found.elbos)], found.frames(whole))
+    if found is not None:
+        return jax.tree.map(lambda x: x[jnp.argmax(found.elbos)], found.frames(whole))
+    if LEARNED in target.programs:
+        return jax.tree.map(lambda x: x[0], learned(target, whole))
+    return Frame(jnp.zeros(target.dim), jnp.ones(target.dim))
 
 
 def to_scale(target: Target, whole: bool) -> tuple[Frame, Target]:
@@ -171,15 +176,24 @@ def places(target: Target, whole: bool, key: Array, number: int) -> Frame:
     """At most `number` local scales to start from, a leading axis of them.
 
     They are the Gaussians that climbs ended at, each place once but two starts at least. Where
-    there was no climb, they are narrow ones at dispersed points.
+    there was no climb, it is the guide that parameters were learned with, else narrow ones at
+    dispersed points.
     """
     found = climbs(target)
+    if found is None and LEARNED in target.programs:
+        return learned(target, whole)
     if found is None:
         return narrow(points(target, key, number), whole)
     frames = apart(found).frames(whole)
     places = len(frames.shift)
     order = np.arange(np.clip(places, 2, number)) % places
     return jax.tree.map(lambda x: np.asarray(x)[order], frames)
+
+
+def learned(target: Target, whole: bool) -> Frame:
+    """Means and sds of the guide that the parameters were learned with, as one place."""
+    mean, sd = target.programs[LEARNED]
+    return Frame(mean[None], (jnp.diag(sd) if whole else sd)[None])
 
 
 def narrow(at: Array, whole: bool) -> Frame:

@@ -106,6 +106,7 @@ def run(
     key = jax.random.key(seed)
     asked = target
     own_fit, target = first_learned(target, family, own, key, report)
+    remarks += target.remarks[len(asked.remarks) :]  # of the learning
     report("reference", 0.0, "compiling")
     if given is not None and target is asked:
         truth = references.with_modes(target, given)
@@ -116,7 +117,26 @@ def run(
     judge_fit = judging(target, truth, key, draws, fits, quantity)
     judged = {name: fitted(name, fit_once, judge_fit, report) for name in fits}
     parts = {k: record.fit_tree(target, j.fit, j.figures, draws) for k, j in judged.items()}
-    entries = {k: entry_of(target, j, truth, parts[k]) for k, j in judged.items()}
+    summary = {
+        "schema": SCHEMA,
+        "model": record.model_summary(target),
+        "settings": {
+            "seed": seed,
+            "draws": draws,
+            "guide": family.name if own is None else "own",
+            "reference": str(reference),
+            "budget": budget,
+            "quantity": list(quantity),
+            "correct": correct,
+            "optimizer": optimizer,
+            "film": film,
+            "path": path,
+            "command": None,  # the command line writes its own here
+            **circumstances(),
+        },
+        "reference": record.reference_summary(target, truth),
+        "fits": {k: entry_of(target, j, truth, parts[k]) for k, j in judged.items()},
+    }
     seen = [j.figures.points[:draws] for j in judged.values()]
     if truth.draws is not None:
         points = resample(truth.draws, draws, seed)
@@ -124,21 +144,21 @@ def run(
         seen.append(points)
     if target.learned:
         parts["parameters"] = record.parameters_tree(target)
-    rungs = []
-    if correct:
-        report("correct", 0.0, "climbing the ladder")
-        attempt = correction.Attempt(
-            *(target, judged, truth, judge_fit, part(key, "correct"), budget, report)
-        )
-        rungs = correction.climb(attempt)
-        parts["corrected"] = record.corrected_tree(target, rungs[-1], draws)
-        report("correct", 1.0, rungs[-1].name)
-    followed = None
     if path is not None:
         report("path", 0.0, "compiling")
         ends = [fit_once(name) for name in fitting.DEFAULT]
         followed = follow(target, family, *ends, part(key, "path"), path, report)
         parts["path"] = record.path_tree(target, followed)
+        summary["path"] = record.path_summary(followed)
+    if correct:
+        report("correct", 0.0, "climbing the ladder")
+        correct_key = part(key, "correct")
+        rungs = correction.climb(
+            correction.Attempt(target, judged, truth, judge_fit, correct_key, budget, report)
+        )
+        parts["corrected"] = record.corrected_tree(target, rungs[-1], draws)
+        summary["correction"] = record.correction_summary(rungs)
+        report("correct", 1.0, rungs[-1].name)
     if target.dim <= 2 and target.log_density is not None:
         parts["landscape"] = xr.DataTree(landscapes.density(target, np.concatenate(seen)))
     if own is None and (film or (film is None and target.dim <= 2)):
@@ -151,34 +171,18 @@ def run(
         if kls is not None:
             parts["kl_landscape"] = xr.DataTree(kls)
         report("film", 1.0, "recorded" if ways else "nothing to watch")
-    settings = {
-        "seed": seed,
-        "draws": draws,
-        "guide": family.name if own is None else "own",
-        "reference": str(reference),
-        "budget": budget,
-        "quantity": list(quantity),
-        "correct": correct,
-        "optimizer": optimizer,
-        "film": film,
-        "precision": str(jnp.zeros(()).dtype),
-        "path": path,
-        "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": None,  # the command line writes its own here
-        "versions": versions(),
-    }
     tree = xr.DataTree(children=parts)
-    summary = {
-        "schema": SCHEMA,
-        "model": record.model_summary(target),
-        "settings": settings,
-        "reference": record.reference_summary(target, truth),
-        "fits": entries,
-        **({"path": record.path_summary(followed)} if followed else {}),
-        **({"correction": record.correction_summary(rungs)} if rungs else {}),
-    }
     tree.attrs |= {"schema": SCHEMA, "summary": record.to_json(summary)}
     return tree
+
+
+def circumstances() -> dict:
+    """When, in which precision and on which versions a run was made."""
+    return {
+        "precision": str(jnp.zeros(()).dtype),
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+    }
 
 
 def to_watch(

@@ -150,7 +150,7 @@ def fit(
 
     They are where climbs led to, or narrow ones at the points (n, d) of `begin`. Where no step
     leads to a finite ELBO, as with a density that is zero here and there, it is for Adam, which
-    skips what is not finite.
+    skips what is not finite; and where `MOST_STEPS` on the same draws have found no summit.
     """
     fitted = run(fitter(target, family, begin), key, "reverse_kl", family, report)
     return svi.fit(target, family, key, report) if fitted.status == "failed" else fitted
@@ -214,15 +214,16 @@ def fitter(target: Target, family: Family, at: Array | None = None) -> Fitter:
         return state, info
 
     def assess(state):
-        steps = int((state.steps + state.every.steps[state.lane]).max())
-        share = state.rounds / ROUNDS
+        each = state.steps + state.every.steps[state.lane]
+        steps, share = int(each.max()), state.rounds / ROUNDS
+        lost = state.rounds == 0 and state.over and (each > MOST_STEPS).all()
         if not state.over:
             return Assessment(None, share, f"{steps} steps")
         best, settled = int(state.ends.elbo.argmax()), state.ends.settled
         text = f"{steps} steps, ELBO {state.ends.elbo[best]:,.3f}"
-        if not state.ends.over.all() and state.rounds + 1 < ROUNDS:
+        if not (lost or state.ends.over.all()) and state.rounds + 1 < ROUNDS:
             return Assessment(None, share, text)
-        if not np.isfinite(state.ends.elbo[best]):
+        if lost or not np.isfinite(state.ends.elbo[best]):
             return Assessment("failed", 1.0, text)
         return Assessment("converged" if settled[best] else "stopped", 1.0, text)
 

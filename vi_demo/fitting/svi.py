@@ -5,14 +5,15 @@ candidate guide. Candidates are compared on the same base draws, so the differen
 ELBOs has little noise. A chunk that does not raise the ELBO by more than `TOLERANCE` nats and
 by more than twice the standard error of that difference is idle. After `PATIENCE` idle chunks
 in a row Adam starts again from the best candidate at a quarter of its rate; when the last rate
-is idle too, the start has converged. (Iterate averages: Dhaka et al. 2020, arXiv 2009.00666;
-falling rates: Welandawe et al. 2022, arXiv 2203.15945.) Its false stops are measured by
-`benchmarks/false_stops.py`.
+is idle too, the start has converged. One that is about to run out of steps falls to lower rates
+all the same. (Iterate averages: Dhaka et al. 2020, arXiv 2009.00666; falling rates: Welandawe et
+al. 2022, arXiv 2203.15945.) Its false stops are measured by `benchmarks/false_stops.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -41,6 +42,7 @@ PARTICLES = 8  # of the user's own guide; a family says how many suit it
 CHUNK = 100
 RECORDED = 10  # points of the path kept from a chunk
 RATES = (0.1, 0.025, 0.00625)
+LATEST = (0.7, 0.9, 2.0)  # share of the steps there are by which each has had its time
 PATIENCE = 2
 TOLERANCE = 0.002  # nats
 LOOKS = 16  # of the base draws are looked at twice
@@ -48,6 +50,7 @@ BASE_DRAWS = 1024  # of the guide, for its ELBO
 MOST_RECORDED = 20_000  # numbers of all parameters, at a point of the way
 MOST_OF_STARTS = 1_000_000  # and of all starts, where they ended
 MAX_STEPS = 20_000
+LEARNING = 2, 6_000  # starts and steps at most, where the model's own parameters are learned
 
 
 class StickTheLanding(dist.Distribution):
@@ -112,6 +115,7 @@ class Problem(NamedTuple):
     frame: Frame | None
     spent: dict[str, int]  # before it begins
     particles: int  # draws of the guide that a step averages over
+    most_steps: int = MAX_STEPS
 
 
 def of_family(target: Target, family: Family, learned: bool = False) -> Problem:
@@ -122,6 +126,7 @@ def of_family(target: Target, family: Family, learned: bool = False) -> Problem:
     """
     frame, here = starts.to_scale(target, family.turns)
     theta = here.parameters if learned else {}
+    number, most_steps = LEARNING if learned else (STARTS, MAX_STEPS)
     scaled = starts.climbs(target) is not None
     if here.estimate is None:
         log_density = lambda u, key, theta: here.joint(u, theta)  # noqa: E731
@@ -145,8 +150,9 @@ def of_family(target: Target, family: Family, learned: bool = False) -> Problem:
 
     def begin(key):
         numpyro.handlers.seed(guide, key)()
-        params = starts.guides(target, family, frame, key, STARTS)
-        return params | jax.tree.map(lambda x: jnp.broadcast_to(x, (STARTS, *x.shape)), theta)
+        params = starts.guides(target, family, frame, key, number)
+        every = len(jax.tree.leaves(params)[0])
+        return params | jax.tree.map(lambda x: jnp.broadcast_to(x, (every, *x.shape)), theta)
 
     def values(params, key):
         draw_key, row_key = jax.random.split(key)
@@ -172,7 +178,9 @@ def of_family(target: Target, family: Family, learned: bool = False) -> Problem:
     own_scale = frame if scaled else None
     svi = partial(SVI, model, guide, loss=elbo)
     spent = starts.evaluations(target)
-    return Problem(svi, begin, own_sites, values, doubt, own_scale, spent, family.particles)
+    return Problem(
+        svi, begin, own_sites, values, doubt, own_scale, spent, family.particles, most_steps
+    )
 
 
 def parameter(name: str, value):
@@ -256,16 +264,26 @@ def fit_own(
 
 
 def learn(target: Target, family: Family, key: Array, report: Report = silent) -> Target:
-    """The target at the values of the model's parameters that are fitted along with a guide."""
+    """The target at the values of the model's parameters that are fitted along with a guide.
+
+    They are one good explanation of the data among many, as a rule: a remark says where more
+    steps would still have raised the ELBO.
+    """
     problem = of_family(target, family, learned=True)
     fitted = run(fitter(problem), key, "parameters", family, report)
-    return target.given({k: fitted.params[k] for k in target.parameters})
+    learned = target.given({k: fitted.params[k] for k in target.parameters})
+    draws = fitted.guide.sample(jax.random.key(0), (BASE_DRAWS,))
+    learned.programs[starts.LEARNED] = draws.mean(0), draws.std(0)
+    if fitted.status == "converged":
+        return learned
+    short = f"the parameters had not settled when learning them stopped, at {fitted.steps:,} steps"
+    return replace(learned, remarks=(*learned.remarks, short))
 
 
 def fitter(problem: Problem) -> Fitter:
     """NumPyro's `SVI` with Adam, from every start at once."""
     svi = problem.svi(optim=optax.inject_hyperparams(optax.adam)(learning_rate=RATES[0]))
-    rates = jnp.array(RATES)
+    rates, latest = jnp.array(RATES), problem.most_steps * jnp.array(LATEST)
 
     def get_params(svi_state):
         named = svi.optim.get_params(svi_state.optim_state)
@@ -321,7 +339,8 @@ def fitter(problem: Problem) -> Fitter:
         best = choose(better, candidate, state.best)
         idle = jnp.where(first | (gain > jnp.maximum(TOLERANCE, 2 * error)), 0, state.idle + 1)
         # Steps that are mostly not finite are too long.
-        fall = (idle >= PATIENCE) | (state.lately > CHUNK // 2)
+        due = state.steps >= latest[state.stage]
+        fall = (idle >= PATIENCE) | (state.lately > CHUNK // 2) | due
         stage = state.stage + fall
         svi_state = choose(
             fall, restart(state.svi, best, jnp.minimum(stage, len(RATES) - 1)), state.svi
@@ -353,9 +372,9 @@ def fitter(problem: Problem) -> Fitter:
         every, _ = state
         steps, elbo = int(every.steps.max()), float(every.values.mean(-1).max())
         stages = jnp.minimum(every.stage, len(RATES)).mean()
-        share = max(steps / MAX_STEPS, float(stages) / len(RATES))
+        share = max(steps / problem.most_steps, float(stages) / len(RATES))
         text = f"step {steps:,}, ELBO {elbo:,.3f}"
-        if not every.done.all() and steps < MAX_STEPS:
+        if not every.done.all() and steps < problem.most_steps:
             return Assessment(None, share, text)
         if not jnp.isfinite(elbo):
             return Assessment("failed", 1.0, text)
