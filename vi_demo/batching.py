@@ -4,29 +4,50 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from vi_demo import mesh
 
 TRIES = 3
 SIZES = 4096, 256, 16, 1  # numbers of points that programs are compiled for
 
 
 def in_slices(fn: Callable, points, size: int):
-    """`fn` of one point over a leading axis, at most `size` points at once.
+    """`fn` of one point over a leading axis, at most `size` points at once on each device.
 
     Slices are all of one length, the last filled up with its last point: `fn` is compiled once,
-    where `jax.lax.map` compiles it again for what is left over.
+    where `jax.lax.map` compiles it again for what is left over. A slice holds as many points of
+    each device, so that none has to move.
     """
     number = len(jax.tree.leaves(points)[0])
-    if number <= size:
-        return jax.vmap(fn)(points)
-    slices = -(-number // size)
-    each = -(-number // slices)
-    rows = jnp.minimum(jnp.arange(slices * each), number - 1).reshape(slices, each)
-    values = jax.lax.map(lambda of: jax.vmap(fn)(jax.tree.map(lambda x: x[of], points)), rows)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:number], values)
+    devices = mesh.size(mesh.DRAWS)
+    slices = -(-number // (size * devices))
+    each = -(-number // (slices * devices))
+    lay_out = partial(jax.tree.map, partial(mesh.along, mesh.DRAWS))
+    if devices * slices * each > number:
+        rows = jnp.minimum(jnp.arange(devices * slices * each), number - 1)
+        points = jax.tree.map(lambda x: x[rows], points)
+    points = lay_out(points)
+    if slices == 1:
+        values = jax.vmap(fn)(points)
+    else:
+        one = jax.tree.map(lambda x: swapped(x, devices, slices), points)
+        values = jax.lax.map(
+            jax.vmap(fn), jax.tree.map(lambda x: x.reshape(slices, -1, *x.shape[1:]), one)
+        )
+        values = jax.tree.map(
+            lambda x: swapped(x.reshape(-1, *x.shape[2:]), slices, devices), values
+        )
+    return jax.tree.map(lambda x: x[:number], lay_out(values))
+
+
+def swapped(x, outer: int, inner: int):
+    """An array whose first axis is `outer` runs of `inner` runs, with inner runs outside."""
+    return x.reshape(outer, inner, -1, *x.shape[1:]).swapaxes(0, 1).reshape(x.shape)
 
 
 def batched(fn: Callable, size: int) -> Callable:

@@ -200,6 +200,11 @@ def vi_demo() -> None:
     show_default=True,
     help="Seconds for the reference to grow until it is precise enough.",
 )
+@click.option(
+    "--mesh",
+    metavar="MESH",
+    help="Devices along draws and along rows of the data, draws=4,rows=2; auto takes all of them.",
+)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @click.option(
     "--draws",

@@ -19,6 +19,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jax import Array
+from jax.sharding import PartitionSpec
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 from numpyro.infer.initialization import init_to_sample, init_to_uniform
@@ -30,6 +31,7 @@ from numpyro.infer.util import (
 )
 from numpyro.primitives import Messenger
 
+from vi_demo import mesh
 from vi_demo.data import finite
 from vi_demo.errors import InputError
 from vi_demo.refusals import refuse_misfit, refuse_unusable, stopped_by, where
@@ -46,6 +48,7 @@ from vi_demo.sites import (
     words_of,
 )
 
+SPLIT = 64  # rows that tell whether devices can hold their own
 CHUNK = 8192  # rows of a subsampled plate that are looked at together
 EXCESS = 0.1  # nats above 0 of a log probability that rounding does not explain
 FLAT_LOOKS = 3  # points at which a gradient of exactly zero means that nothing depends on it
@@ -59,17 +62,38 @@ for _name, _module in list(sys.modules.items()):
 
 
 class Rows(Messenger):
-    """A handler under which subsampled plates look at these rows instead of drawing some."""
+    """A handler under which subsampled plates look at these rows instead of drawing some.
 
-    def __init__(self, fn: Callable, rows: Mapping[str, Array]):
-        self.rows = rows
+    `sizes` are how many rows each has in all, whatever part of them the model is given.
+    """
+
+    def __init__(
+        self, fn: Callable, rows: Mapping[str, Array], sizes: Mapping[str, int] | None = None
+    ):
+        self.rows, self.sizes = rows, sizes or {}
+        self.seen: dict[str, int] = {}
         super().__init__(fn)
 
     def process_message(self, msg):
         """Give a plate its rows; NumPyro scales what is inside by size / number of rows."""
         if msg["type"] == "plate" and msg["name"] in self.rows:
             msg["value"] = self.rows[msg["name"]]
+            self.seen[msg["name"]] = msg["args"][0]
             msg["args"] = (msg["args"][0], len(msg["value"]))
+        elif msg["type"] == "sample":
+            for frame in msg["cond_indep_stack"]:
+                seen, size = (of.get(frame.name) for of in (self.seen, self.sizes))
+                if seen and size and seen != size:
+                    msg["scale"] = size / seen * (1.0 if msg["scale"] is None else msg["scale"])
+
+
+class Spread(Messenger):
+    """A handler under which what was observed lies along the rows of the mesh."""
+
+    def process_message(self, msg):
+        """Lay an observed value out; what is computed from it follows."""
+        if msg["type"] == "sample" and msg["is_observed"] and is_array(msg["value"]):
+            msg["value"] = mesh.along(mesh.ROWS, jnp.asarray(msg["value"]))
 
 
 class Unseen(Messenger):
@@ -139,6 +163,7 @@ class Model:
             if site["type"] == "plate" and (site["args"][1] or site["args"][0]) < site["args"][0]
         }
         self.remarks: tuple[str, ...] = ()
+        self.splits = False  # whether each device holds rows of its own
         if self.subsampled:  # rows are looked up by indices that JAX traces
             self.data = _on_device(self.data)
             trace = self._on_all_rows_or_one_batch()
@@ -159,6 +184,8 @@ class Model:
         self._refuse_missing()
         self.idle = self._idle()
         self.parameters = self._that_matter(self.parameters)
+        self.splits = self._splits()
+        self._lay_out()
 
     def holding(self, parameters: Mapping) -> Model:
         """The same model with its parameters held at these unconstrained values."""
@@ -171,7 +198,27 @@ class Model:
         other, model = copy(self), self._model
         other._model = lambda **data: Observed(partial(model, **data), values)()
         other.observed = dict(values)
+        other.splits = False  # these rows are no arguments
         return other
+
+    def _lay_out(self) -> None:
+        """Have each device hold its part of the rows, where it can, and say where it cannot."""
+        if mesh.size(mesh.ROWS) == 1:
+            return
+        if self.splits:
+            self.data |= {k: mesh.laid_out(mesh.ROWS, v) for k, v in self._row_data.items()}
+        whole = [
+            k
+            for k, v in self.observed.items()
+            if not mesh.divides(mesh.ROWS, len(np.atleast_1d(v)))
+        ]
+        if self.chunked and not self.splits:
+            whole = [self.chunked]
+        if whole:
+            number = mesh.size(mesh.ROWS)
+            self.remarks += (
+                f"rows of {', '.join(whole)} do not part into {number}: each device looks at all",
+            )
 
     @property
     def learned(self) -> dict:
@@ -198,7 +245,8 @@ class Model:
     def on_rows(self, fn: Callable, rows: Mapping[str, Array]) -> Callable:
         """The model or a guide of it to run on these rows, its argument for their number too."""
         sizes = {argument: len(rows[k]) for k, argument in self.sized_by.items() if k in rows}
-        return Rows(partial(fn, **{**self.data, **sizes}), rows)
+        every = {k: n for k, (n, _) in self.subsampled.items()}
+        return Rows(partial(fn, **{**self.data, **sizes}), rows, every)
 
     def unravel(self, z: Array) -> dict[str, Array]:
         """One point (d,) cut into its sites, unconstrained."""
@@ -220,21 +268,62 @@ class Model:
 
     def log_density(self, z: Array, parameters: Mapping | None = None) -> Array:
         """Log p(z, data) in nats; a long subsampled plate is walked through in chunks."""
-        plate = self.chunked
-        if plate is None:
+        if self.chunked is None:
             return self._log_density(z, parameters, {})
+        everywhere, axis = PartitionSpec(), mesh.ROWS if self.splits else None
+        walked = jax.shard_map(
+            partial(self._walked, axis),
+            mesh=mesh.current(),
+            in_specs=(PartitionSpec(axis), everywhere, everywhere),
+            out_specs=everywhere,
+            axis_names={mesh.ROWS},
+        )
+        return walked(self._row_data, z, parameters)
+
+    @property
+    def _row_data(self) -> dict[str, Array]:
+        """The arguments that hold something for each row of the plate that is chunked."""
+        rows = self.subsampled[self.chunked][:1]
+        return {k: v for k, v in self.data.items() if is_array(v) and jnp.shape(v)[:1] == rows}
+
+    def _splits(self) -> bool:
+        """Whether each device can hold rows of its own: all that has rows is among the arguments.
+
+        The last device's first rows, taken from all and from its own, tell.
+        """
+        size = self.subsampled[self.chunked][0] if self.chunked else 0
+        if not mesh.divides(mesh.ROWS, size):
+            return False
+        own, few = size - size // mesh.size(mesh.ROWS), jnp.arange(SPLIT)
+        last = copy(self)
+        last.data = self.data | {k: v[own:] for k, v in self._row_data.items()}
+        z = jnp.zeros(self.dim)
+        values = (
+            m._log_density(z, None, {self.chunked: k}) for m, k in ((self, own + few), (last, few))
+        )
+        return bool(jnp.allclose(*values, rtol=1e-9, equal_nan=True))
+
+    def _walked(self, axis, held, z, parameters):
+        """Log p(z, data) in nats, in chunks of the rows that one device holds, and added up."""
+        here, plate = copy(self), self.chunked
+        here.data = self.data | held
         size = self.subsampled[plate][0]
-        number, left = divmod(size, CHUNK)
+        number, left = divmod(size // (mesh.size(axis) if axis else 1), CHUNK)
 
         @jax.checkpoint
         def part(rows):
             # Each part holds the prior too; weighed by their shares of the rows they add up
             # to the prior once and every row once.
-            return len(rows) / size * self._log_density(z, parameters, {plate: rows})
+            return len(rows) / size * here._log_density(z, parameters, {plate: rows})
 
+        total = jnp.zeros_like(z[0])
+        if axis:
+            z, parameters, total = jax.lax.pcast((z, parameters, total), axis, to="varying")
         rows = jnp.arange(number * CHUNK).reshape(number, CHUNK)
-        total, _ = jax.lax.scan(lambda t, r: (t + part(r), None), jnp.zeros_like(z[0]), rows)
-        return total + part(jnp.arange(number * CHUNK, size)) if left else total
+        total, _ = jax.lax.scan(lambda t, r: (t + part(r), None), total, rows)
+        if left:
+            total += part(number * CHUNK + jnp.arange(left))
+        return jax.lax.psum(total, axis) if axis else total
 
     def estimate(
         self, z: Array, key: Array, parameters: Mapping | None = None, number: int | None = None
@@ -254,6 +343,8 @@ class Model:
 
     def _log_density(self, z, parameters, rows, seen=lambda model: model):
         model = self._with(seen(self.some_rows(rows)), parameters, seeded=True)
+        if not rows:
+            model = Spread(model)
         if self.discrete:
             from numpyro.contrib.funsor import config_enumerate, enum
 

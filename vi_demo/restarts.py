@@ -19,6 +19,7 @@ from vi_demo.target import Target
 
 DRAWS = 1_000  # of each restart, as of a chain
 APART = 1.0  # nats of KL, either way, from which two restarts are two places
+TIED = 6  # digits after the point of an ELBO, or of draws in sds, that tell starts apart
 STACKED = 4_096  # draws of the stacked guide, for its ELBO
 
 
@@ -66,7 +67,8 @@ def gaussians(fit: Fit) -> Gaussians | None:
     if not set(names) <= set(fit.restarts):
         return None
     elbos = np.asarray(fit.restarts["elbo"], float)
-    order = np.argsort(-np.nan_to_num(elbos, nan=-np.inf))
+    # Starts that met stay in their order, whatever the last digits are.
+    order = np.argsort(-np.round(np.nan_to_num(elbos, nan=-np.inf), TIED), stable=True)
     kept = order[elbos[order] > elbos[order[0]] - HOPELESS]
     params = {k: np.asarray(fit.restarts[k])[kept] for k in names}
     means = params["loc"]
@@ -102,7 +104,8 @@ def compared(target: Target, fit: Fit) -> dict:
     if found is None or len(ranked) < 2:
         return {}
     chains = found.draws(DRAWS, np.random.default_rng(1))
-    # The same noise for all would hide what differs in a chain's own error.
+    # R-hat is of ranks: starts that met are tied, whatever their last digits are.
+    chains = np.round(chains / chains.std((0, 1)), TIED)
     rhat = np.atleast_1d(array_stats.rhat(chains, chain_axis=0, draw_axis=1))
     worst = int(np.nan_to_num(rhat).argmax()) if len(chains) > 1 else 0
     apart = places(found)

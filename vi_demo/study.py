@@ -39,6 +39,8 @@ from vi_demo.fitting.objectives import TargetDraws, draws_of_target
 from vi_demo.fitting.path import follow
 from vi_demo.fitting.runner import Report, silent
 from vi_demo.inputs import as_target
+from vi_demo.mesh import on_its_mesh
+from vi_demo.mesh import shape as mesh_shape
 from vi_demo.results import SCHEMA
 from vi_demo.target import Target
 from vi_demo.verdict import Judged, judge, of_quantities
@@ -50,6 +52,7 @@ BUDGET = 60.0  # seconds
 PACKAGES = ("vi-demo", "numpyro", "jax", "arviz", "blackjax", "optax", "numpy")
 
 
+@on_its_mesh
 def run(
     model: Target | Callable | str | Path | loading.Loaded,
     data: Mapping | str | Path | None = None,
@@ -65,6 +68,7 @@ def run(
     correct: bool = False,
     optimizer: str | None = None,
     film: bool | None = None,
+    mesh: str | None = None,
     report: Report = silent,
     name: str | None = None,
     coords: dict | None = None,
@@ -86,8 +90,9 @@ def run(
     and its draws are `run["corrected"]`. Reverse KL goes by natural gradients where it can, and by
     Adam with the `optimizer` "adam". With `film`, the way down of each divergence from a few
     common starts is recorded for `vi-demo animate`; up to two dimensions it is unless `film` is
-    False. `report(phase, share,
-    text)` is called as the work goes on. Raises `InputError` where the input cannot be used.
+    False. `mesh` lays the work over several devices: `draws=4,rows=2`, or `auto` for all of them
+    along the draws. `report(phase, share, text)` is called as the work goes on. Raises
+    `InputError` where the input cannot be used.
     """
     fits = (fits,) if isinstance(fits, str) else fits and tuple(fits)
     quantity = (quantity,) if isinstance(quantity, str) else tuple(quantity)
@@ -131,6 +136,7 @@ def run(
             "optimizer": optimizer,
             "film": film,
             "path": path,
+            "mesh": mesh_shape(),
             "command": None,  # the command line writes its own here
             **circumstances(),
         },

@@ -38,6 +38,7 @@ BATCH = 1024  # points evaluated at once, at most
 LEAST_A_CHAIN = 4  # draws, for an effective number of them
 PRIOR_PARTY = 2048  # draws of the prior at once
 TIMED = 256, 8  # points that a log density is timed on, at most and at least
+NEAR = 0.2  # how far they are from 0
 AT_ONCE_TIMED = 2**20  # rows of data times these points, at most
 LEAST = 256  # points, however long they take
 AT_ONCE = 2**23  # rows of data times points evaluated at once, at most
@@ -125,8 +126,19 @@ class Target:
         """About how long one of many log densities takes."""
         if self.log_density is None:
             return 0.0
-        number = int(np.clip(AT_ONCE_TIMED // self.all_rows, TIMED[1], TIMED[0]))
-        return clocked(self.batched(self.finite), jnp.zeros((number, self.dim))) / number
+        # Not at 0 itself, where an ODE may stand still.
+        points = NEAR * np.random.default_rng(0).normal(size=(self.timed, self.dim))
+        return clocked(self.many, jnp.asarray(points)) / self.timed
+
+    @property
+    def timed(self) -> int:
+        """How many points a log density is timed on."""
+        return int(np.clip(AT_ONCE_TIMED // self.all_rows, TIMED[1], TIMED[0]))
+
+    @cached_property
+    def many(self) -> Callable[[Array], Array]:
+        """`finite` of many points, (n, d) -> (n,), compiled anew for each n."""
+        return self.batched(self.finite)
 
     def seconds(self, number: int) -> float:
         """About how long so many log densities take."""
@@ -145,7 +157,7 @@ class Target:
     @cached_property
     def log_densities(self) -> Callable[[Array], Array]:
         """`log_density` of many points, (n, d) -> (n,), where not a number counts as -inf."""
-        return in_sizes(self.batched(self.finite))
+        return in_sizes(self.many)
 
     def finite(self, z: Array) -> Array:
         """`log_density`, where not a number counts as -inf."""

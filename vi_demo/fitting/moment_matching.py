@@ -46,7 +46,7 @@ MEAN_ERROR_TOLERATED = 0.02  # where better is dear: by SMC, or after the last r
 KHAT = 0.7
 SECONDS = 90.0  # after which no more SMC populations are begun, and one is given up
 WEIGHING = 45.0  # more, for the guide's own draws to be weighed after that
-NO_SMC = "its weights were refused, and with so many rows SMC is out of reach"
+NO_SMC = "its weights were refused, and SMC would take too long"
 REFUSED = "its own weights were refused to the end: k-hat {:.2f}"
 COINCIDE = "the target's draws lie on a point, or in a plane: no guide can be fitted to them"
 SHORT = "SMC was stopped short of the target, after {} temperatures: its draws are too wide"
@@ -129,7 +129,7 @@ def fitter(
     coarser = (tolerance / TOLERANCE) ** 0.5
     mean_error = coarser * MEAN_ERROR
 
-    # With so many rows SMC is out of reach; then the curvature is nearly all there is to find.
+    # Of so many rows, or of a stiff ODE, the curvature is nearly all there is to find.
     slow = target.draws is None and smc.seconds(target, smc.PARTICLES * RUNS) > SECONDS
     dear = slow and starts.climbs(target) is not None
     alone = dear or begin is not None

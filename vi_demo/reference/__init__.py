@@ -252,7 +252,7 @@ def by_smc(target, key, budget, report) -> Reference:
     particles = smc.number_of_particles(target, RUNS, given)
     wanted = smc.seconds(target, particles * RUNS)
     if wanted > 3 * given:
-        why = f"with so many rows SMC would take about {wanted:,.0f} seconds (see --budget)"
+        why = f"SMC would take about {wanted:,.0f} seconds (see --budget)"
         return by_nuts_instead(target, nuts_key, given, report, why)
     while True:
         round_began = time.perf_counter()

@@ -28,6 +28,7 @@ CLIMBERS = 1024
 MOST = 64  # groups of ends
 PAIRS = 24  # nearest pairs of two groups that are tried
 PIECE = 2**22  # numbers, of the points looked at together
+LAST_STEPS = 20  # of a summit's search
 SECONDS = 10.0  # about, for points to climb; where that is not enough, there are fewer
 
 
@@ -174,5 +175,13 @@ def polish(target: Target, point: np.ndarray, factor: np.ndarray, reach=3.0) -> 
 
     with np.errstate(all="ignore"):
         found = minimize(downhill, np.zeros(len(point)), jac=True, options={"maxiter": 200})
-        near = np.isfinite(found.fun) and np.linalg.norm(found.x) < reach
-    return point + factor @ found.x if near else point
+        u, slope = found.x, found.jac
+        # It ends where log p rises no more, at half the digits that its slope still tells.
+        for _ in range(LAST_STEPS):
+            tried = u - found.hess_inv @ slope
+            left = downhill(tried)[1]
+            if not np.linalg.norm(left) < np.linalg.norm(slope):
+                break
+            u, slope = tried, left
+        near = np.isfinite(found.fun) and np.linalg.norm(u) < reach
+    return point + factor @ u if near else point

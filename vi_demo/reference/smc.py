@@ -40,6 +40,7 @@ MAX_TEMPERATURES = 500
 OUTLYING = 1e3  # times the usual length of a gradient
 SINGULAR = 1e-12  # eigenvalues below, as a share, are rounding
 LEAST_LOOKS = 200  # at the density, by each particle, where all goes well
+FIRST_LOOKS = 0.5  # share of them that are near the start: one temperature's
 USUAL_LOOKS = 2_000  # where it does not, roughly; a gradient counts twice
 STUCK = 10  # temperatures in a row without any rise
 
@@ -121,8 +122,20 @@ def temper(
 
 
 def seconds(target: Target, particles: int) -> float:
-    """About how long `temper` will run at the least, for so many particles in all."""
-    return target.seconds(particles * LEAST_LOOKS)
+    """About how long `temper` will run at the least, for so many particles in all.
+
+    The first of its looks are at where it starts, and an ODE may be stiff there.
+    """
+    if "start's seconds" not in target.programs:
+        near = target.seconds_each  # which compiles it
+        points = usual(target)[0].draws(jax.random.key(0), target.timed)
+        began = time.perf_counter()
+        jax.block_until_ready(target.many(points))
+        each = (time.perf_counter() - began) / target.timed
+        target.programs["start's seconds"] = max(each, near)
+    first = int(FIRST_LOOKS * LEAST_LOOKS)
+    at_the_start = particles * first * target.programs["start's seconds"]
+    return at_the_start + target.seconds(particles * (LEAST_LOOKS - first))
 
 
 def number_of_particles(target: Target, runs: int, within: float) -> int:
