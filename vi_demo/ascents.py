@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from vi_demo import mesh
 from vi_demo.batching import in_slices
 from vi_demo.target import Target, finite_or_minus_inf
 
@@ -26,7 +27,7 @@ LOOKS = GRADIENT * STEPS  # log densities that one point's climb takes as long a
 def climb(target: Target, points: np.ndarray, factor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where points (n, d) end after climbing, and their log densities (n,)."""
     if "climb" not in target.programs:
-        target.programs["climb"] = jax.jit(
+        target.programs["climb"] = mesh.program(
             lambda zs, factor: in_slices(lambda z: ascend(target, z, factor), zs, target.batch)
         )
     # Always as many at once, so that it is compiled once.

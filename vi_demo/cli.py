@@ -57,6 +57,9 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()
+        if lost_another(error):
+            complain("another process of this run is gone, so this one stops; see what it said.")
+            os._exit(1)  # to take leave of it would take minutes, and end in a dump
         words = " ".join(str(error).split())[:300]
         complain(
             f"an error inside vi-demo, {type(error).__name__}: {words} "
@@ -205,6 +208,12 @@ def vi_demo() -> None:
     metavar="MESH",
     help="Devices along draws and along rows of the data, draws=4,rows=2; auto takes all of them.",
 )
+@click.option(
+    "--distributed", is_flag=True, help="Be one of those that Slurm, MPI or Kubernetes ran."
+)
+@click.option("--coordinator", metavar="HOST:PORT", help="The same without: where the first is,")
+@click.option("--processes", type=click.IntRange(min=1), help="how many there are,")
+@click.option("--process", type=click.IntRange(min=0), help="and which this one is, from 0.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
 @click.option(
     "--draws",
@@ -220,7 +229,9 @@ def vi_demo() -> None:
 @click.option("--timings", is_flag=True, help="Say where each second went.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.pass_obj
-def run(typed, model, data, fits, out, as_json, quiet, strict, timings, debug, **settings) -> int:
+def run(
+    typed, model, data, fits, out, as_json, quiet, strict, timings, debug, distributed, **settings
+) -> int:
     """Fit, diagnose and save MODEL.
 
     MODEL is path/file.py[:function], package.module:function or the name of a bundled model; or
@@ -231,6 +242,12 @@ def run(typed, model, data, fits, out, as_json, quiet, strict, timings, debug, *
     from vi_demo.timings import Timings, compiling
 
     ask_for_double()
+    others = [settings.pop(k) for k in ("coordinator", "processes", "process")]
+    distributed |= any(word is not None for word in others)
+    first = joined(*others) if distributed else True
+    quiet |= not first
+    if distributed and settings["mesh"] is None:
+        settings["mesh"] = "auto"
     timed = Timings()
     aside = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
     with aside, terminal.progress(quiet) as bars, contextlib.ExitStack() as watched:
@@ -253,6 +270,8 @@ def run(typed, model, data, fits, out, as_json, quiet, strict, timings, debug, *
             report=report,
             **settings,
         )
+        if not first:
+            part()
         results.note_command(tree, shlex.join(["vi-demo", *typed]))
         report("save", 0.0, "drawing")
         writers = pictures_of(tree)
@@ -272,6 +291,8 @@ def run(typed, model, data, fits, out, as_json, quiet, strict, timings, debug, *
         terminal.show(summary, out)
     if timings and not quiet:
         terminal.show_timings(seconds, aside=as_json)
+    if distributed:
+        part()
     usable = any(fit["verdict"] in results.USABLE for fit in summary["fits"].values())
     return NO_USABLE_FIT if strict and not usable else 0
 
@@ -642,6 +663,34 @@ def prepare_jax() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     # A program that cannot be kept, or a folder that cannot be written, costs time and no more.
     warnings.filterwarnings("ignore", message="Error (writing|reading) persistent compilation")
+
+
+def part() -> None:
+    """Take leave of the other processes of a run, once the first has written it."""
+    from vi_demo import mesh
+
+    mesh.leave()
+
+
+def joined(*others) -> bool:
+    """Make this process one of many, of which the first alone is heard; whether it is that.
+
+    What the processes' transport prints is no output of ours: it goes nowhere.
+    """
+    prepare_jax()
+    from vi_demo import mesh
+
+    sys.stdout.flush()
+    sys.stdout = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+    return mesh.join(*others)
+
+
+def lost_another(error: Exception) -> bool:
+    """Whether something went wrong because another process of the same run is gone."""
+    jax = sys.modules.get("jax")
+    return bool(jax) and jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError)
 
 
 def in_either_precision(work, *arguments, **settings):

@@ -10,7 +10,6 @@ spike without any mass.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -20,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from vi_demo import mesh
 from vi_demo.batching import in_slices
 from vi_demo.frames import Frame
 from vi_demo.target import Target, finite_or_minus_inf
@@ -64,12 +64,12 @@ def upward(target: Target, begin: Array) -> tuple[Climbs, dict[str, int]]:
     derivatives may be NaN where first ones are not, of sums over masked states.
     """
     if "climber" not in target.programs:
-        target.programs["climber"] = jax.jit(climber(target, curvature_of(target)))
+        target.programs["climber"] = mesh.program(climber(target, curvature_of(target)))
     found = from_each(target.programs["climber"], begin)
     steps = int(found.steps.sum())
     if not found.whole[jnp.argmax(found.elbos)]:
         rough = partial(curvature, target, differences, target.batch)
-        found = from_each(jax.jit(climber(target, rough)), begin)
+        found = from_each(mesh.program(climber(target, rough)), begin)
         steps += int(found.steps.sum())
     # A row of the curvature is a gradient.
     gradients = target.dim + FEW * (1 + len(DAMPING) + 1 + len(STRETCHES))
@@ -86,11 +86,11 @@ def from_each(go: Callable, begin: Array) -> Climbs:
         at = at_foot(z)
         while at.step < STEPS and at.stale < PATIENCE:
             at = jax.block_until_ready(go(at, SPREADS[i % len(SPREADS)]))
-            began = began or time.perf_counter()  # compiling does not count
-            if time.perf_counter() - began > LONGEST and jnp.isfinite(at.best.elbos):
+            began = began or mesh.now()  # compiling does not count
+            if mesh.now() - began > LONGEST and jnp.isfinite(at.best.elbos):
                 break
         found.append(at.best._replace(steps=at.step))
-        if i and time.perf_counter() - began > SECONDS:
+        if i and mesh.now() - began > SECONDS:
             break
     return jax.tree.map(lambda *x: jnp.stack(x), *found)
 
@@ -217,7 +217,7 @@ def curvature_of(target: Target) -> Callable:
 def curvature_where_finite(target: Target, z: Array) -> Callable:
     """The curvature by a derivative that is finite at z: by differences where no other is."""
     usual = curvature_of(target)
-    if jax.jit(usual)(z)[-1]:
+    if mesh.program(usual)(z)[-1]:
         return usual
     return partial(curvature, target, differences, target.batch)
 

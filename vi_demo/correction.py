@@ -12,7 +12,6 @@ be drawn from for ever.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from vi_demo import guides, starts
+from vi_demo import guides, mesh, starts
 from vi_demo.diagnostics import Figures, coverage
 from vi_demo.divergences.estimators import Draws, Estimate, equal_weights, resample
 from vi_demo.fitting import moment_matching
@@ -340,7 +339,7 @@ def of_modes(truth: Reference) -> Gaussians:
 
 def by_smc(attempt: Attempt, guide: Judged) -> Rung:
     """Tempered SMC from the best guide so far, half of its start being wider than it."""
-    began = time.perf_counter()
+    began = mesh.now()
     attempt.report("correct", 0.7, "SMC from the best guide")
     target = attempt.target
     given = max(attempt.budget, 30.0)
@@ -357,7 +356,7 @@ def by_smc(attempt: Attempt, guide: Judged) -> Rung:
     return replace(
         rung,
         evaluations=tempered.evaluations,
-        seconds=time.perf_counter() - began,
+        seconds=mesh.now() - began,
         log_evidence=evidence,
     )
 
@@ -371,7 +370,7 @@ def around(q: dist.Distribution) -> starts.Wide:
 
 def by_nuts(attempt: Attempt, guide: Judged) -> Rung:
     """NUTS from draws of the best guide so far, on its scale."""
-    began = time.perf_counter()
+    began = mesh.now()
     attempt.report("correct", 0.85, "NUTS from the best guide")
     q = guide.fit.guide
     factor = jnp.linalg.cholesky(jnp.asarray(guides.covariance_of(q)))
@@ -383,7 +382,7 @@ def by_nuts(attempt: Attempt, guide: Judged) -> Rung:
     blocks = np.repeat(np.arange(len(chains.points)), chains.points.shape[1])
     rung = of_draws(attempt, "NUTS from the best guide", equal_weights(points, blocks), "")
     evaluations = {"log_density": 0, "gradient": chains.gradients}
-    return replace(rung, evaluations=evaluations, seconds=time.perf_counter() - began)
+    return replace(rung, evaluations=evaluations, seconds=mesh.now() - began)
 
 
 def by_reference(attempt: Attempt) -> Rung:

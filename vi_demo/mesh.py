@@ -8,18 +8,25 @@ nothing else knows how many there are: one device is the mesh (1, 1).
 from __future__ import annotations
 
 import functools
+import os
 import re
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import jax
+import numpy as np
 from jax import Array
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from vi_demo.errors import InputError
+from vi_demo.errors import InputError, text_of
 
 DRAWS, ROWS = "draws", "rows"
 AUTO = "auto"
+HEARTBEAT = 30  # seconds without a word from a process, after which the others stop
+BEGAN = time.perf_counter()
 _used: list[Mesh] = []
 
 
@@ -72,6 +79,35 @@ def made(draws: int, rows: int) -> Mesh:
     return jax.make_mesh((draws, rows), (DRAWS, ROWS), types, devices=devices[: draws * rows])
 
 
+def join(coordinator: str | None, processes: int | None, process: int | None) -> bool:
+    """Make this process one of many, which a launcher knows of or these say; whether it is first.
+
+    JAX reads Slurm's, Open MPI's and Kubernetes' environments. Raises `InputError` where nothing
+    says who the others are, or they do not come.
+    """
+    jax.config.update("jax_enable_recoverability", True)  # else JAX ends this one by a dump
+    try:
+        jax.distributed.initialize(
+            coordinator, processes, process, heartbeat_timeout_seconds=HEARTBEAT
+        )
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"no other processes were found ({text_of(error)}); start each with "
+            "--coordinator HOST:PORT --processes N --process I, or under Slurm, MPI or Kubernetes."
+        ) from error
+    return jax.process_index() == 0
+
+
+def leave() -> None:
+    """Wait until all processes of a run are done; the others then go before the first, which JAX
+    would take for gone too early.
+    """
+    multihost_utils.sync_global_devices("done")
+    if jax.process_index() > 0:
+        sys.stdout.flush()
+        os._exit(0)
+
+
 def current() -> Mesh:
     """The mesh in use."""
     if not _used:
@@ -94,6 +130,26 @@ def along(axis: str, x: Array) -> Array:
     if not (x.ndim and divides(axis, x.shape[0])):
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(current(), PartitionSpec(axis)))
+
+
+def program(fn: Callable) -> Callable:
+    """`jax.jit` of what several devices work on: all that comes out is whole on each of them,
+    for any process to read.
+    """
+    whole = NamedSharding(current(), PartitionSpec()) if current().size > 1 else None
+    return jax.jit(fn, out_shardings=whole)
+
+
+def now() -> float:
+    """Seconds on the clock of the first process, whichever asks: they have to decide alike."""
+    return agreed(time.perf_counter() - BEGAN)
+
+
+def agreed(number: float) -> float:
+    """What the first process has for a number that another may have another for."""
+    if jax.process_count() == 1:
+        return number
+    return float(multihost_utils.broadcast_one_to_all(np.asarray(number, float)))
 
 
 def laid_out(axis: str, x) -> Array:

@@ -606,7 +606,7 @@ class Model:
             points += [self.draw_prior(self.key)] if self.proper else []
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of what is said here
-                heights = jax.jit(jax.vmap(self.log_density))(jnp.stack(points))
+                heights = mesh.program(jax.vmap(self.log_density))(jnp.stack(points))
             if not jnp.isfinite(heights).any():
                 raise
             self.remarks += (
@@ -623,7 +623,7 @@ class Model:
         if all(has_density(site["fn"]) for site in self.latent.values()):
             return np.zeros(self.dim, bool)
         points = 0.3 * jax.random.normal(self.key, (FLAT_LOOKS, self.dim))
-        slopes = jax.jit(jax.vmap(jax.grad(self.log_density)))(points)
+        slopes = mesh.program(jax.vmap(jax.grad(self.log_density)))(points)
         flat = np.asarray((slopes == 0).all(0))
         for k, part in unravel(flat, self.shapes).items():
             imputed = k.endswith("_unobserved") and k.removesuffix("_unobserved") in self.trace
@@ -640,7 +640,7 @@ class Model:
         if not parameters:
             return {}
         point = 0.3 * jax.random.normal(self.key, (self.dim,))
-        slopes = jax.jit(jax.grad(self.log_density, 1))(point, parameters)
+        slopes = mesh.program(jax.grad(self.log_density, 1))(point, parameters)
         moved = {
             k: any((leaf != 0).any() for leaf in jax.tree.leaves(v)) for k, v in slopes.items()
         }

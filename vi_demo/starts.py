@@ -17,7 +17,7 @@ import numpyro.distributions as dist
 from jax import Array
 from scipy.special import ndtr
 
-from vi_demo import noise
+from vi_demo import mesh, noise
 from vi_demo.batching import in_slices
 from vi_demo.climbs import Climbs, apart, upward
 from vi_demo.errors import InputError
@@ -72,7 +72,7 @@ def points(target: Target, key: Array, number: int) -> Array:
         return tried[chosen], log_p[chosen]
 
     if "points" not in target.programs:
-        target.programs["points"] = jax.jit(lambda keys: jax.lax.map(one, keys))
+        target.programs["points"] = mesh.program(lambda keys: jax.lax.map(one, keys))
     found, log_p = target.programs["points"](jax.random.split(key, number))
     if jnp.isfinite(log_p).any():
         # A start without density gives way to the likeliest.
@@ -136,7 +136,7 @@ def from_some_rows(target: Target) -> Target:
 def centred(target: Target, found: Climbs) -> Climbs:
     """The best climb on some of the rows, brought to where the slope on all of them is zero."""
     best = jax.tree.map(lambda x: x[jnp.argmax(found.elbos)], found)
-    value_and_grad = jax.jit(jax.value_and_grad(target.log_density))
+    value_and_grad = mesh.program(jax.value_and_grad(target.log_density))
     z, size = best.centres, 1.0
     height, slope = value_and_grad(z)
     for _ in range(CENTRING):

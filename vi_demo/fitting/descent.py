@@ -17,7 +17,7 @@ import numpyro.distributions as dist
 import optax
 from jax import Array
 
-from vi_demo import starts
+from vi_demo import mesh, starts
 from vi_demo.divergences.estimators import Draws, resample
 from vi_demo.divergences.generators import Renyi, forward_kl, named, reverse_kl
 from vi_demo.errors import InputError
@@ -181,7 +181,7 @@ def descend(course: Course, name: str) -> Descent:
 
         return jax.lax.scan(some, (begin, adam.init(begin)), length=FRAMES + 1)[1]
 
-    every = jax.jit(jax.vmap(way, in_axes=(0, None, None), out_axes=1))
+    every = mesh.program(jax.vmap(way, in_axes=(0, None, None), out_axes=1))
     params, losses = every(course.begin, course.noise, course.draws)
     moments = map(np.asarray, course.seen(params))
     steps = STEPS * np.arange(FRAMES + 1)

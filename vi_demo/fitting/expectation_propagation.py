@@ -21,7 +21,6 @@ more.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -33,7 +32,7 @@ import numpyro.distributions as dist
 from jax import Array
 from jax.scipy.linalg import solve_triangular
 
-from vi_demo import starts
+from vi_demo import mesh, starts
 from vi_demo.batching import in_slices
 from vi_demo.divergences.exact import gaussian_kl
 from vi_demo.errors import InputError
@@ -148,10 +147,10 @@ def fitter(target: Target, family: Family, key: Array) -> Fitter:
     """Rounds of all sites at once, on the scale of the climbs."""
     frame, here = starts.to_scale(target, whole=True)
     out = jnp.diag(frame.factor) if frame.factor.ndim == 1 else frame.factor
-    began = time.perf_counter()
+    began = mesh.now()
     groups: list[Factors] = []
 
-    @jax.jit
+    @mesh.program
     def params_of(guide):
         return nearest(family, frame.shift + out @ guide.loc, out @ guide.scale_tril)
 
@@ -197,13 +196,13 @@ def fitter(target: Target, family: Family, key: Array) -> Fitter:
         if state.noise <= NOISE and not state.lately:
             return False
         left = any(sites.rank not in GRIDS for sites in state.sites) and state.level < LEVELS
-        return left and time.perf_counter() - began < SECONDS / 5
+        return left and mesh.now() - began < SECONDS / 5
 
     def assess(state):
         text = f"round {state.rounds}, {state.change:.1e} nats from the last"
         if state.failed:
             return Assessment("failed", 1.0, text)
-        late = state.rounds >= MAX_ROUNDS or time.perf_counter() - began > SECONDS
+        late = state.rounds >= MAX_ROUNDS or mesh.now() - began > SECONDS
         if not late and (not settled(state) or wants_more(state)):
             return Assessment(None, state.rounds / MAX_ROUNDS, text)
         good = settled(state) and state.noise <= NOISE_TOLERATED and not state.lately
@@ -385,7 +384,7 @@ def quadratic(slopes: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.nd
 
 def factors_of(here: Target, value: Callable, which: np.ndarray) -> Factors:
     """These factors, with their compiled moments."""
-    return Factors(jnp.asarray(which), jax.jit(partial(proposals, value, here.batch)))
+    return Factors(jnp.asarray(which), mesh.program(partial(proposals, value, here.batch)))
 
 
 def gradients(here: Target, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -395,7 +394,9 @@ def gradients(here: Target, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     with contextlib.suppress(TypeError, NotImplementedError):  # an ODE has no forward mode
         jax.make_jaxpr(jax.jacfwd(terms))(points[0])
         jacobian = jax.jacfwd(terms)
-    both = jax.jit(partial(jax.lax.map, lambda u: (jacobian(u), jax.grad(here.log_density)(u))))
+    both = mesh.program(
+        partial(jax.lax.map, lambda u: (jacobian(u), jax.grad(here.log_density)(u)))
+    )
     return tuple(np.nan_to_num(g, nan=0.0, posinf=0.0, neginf=0.0) for g in both(points))
 
 

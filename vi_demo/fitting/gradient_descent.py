@@ -23,7 +23,7 @@ import optax
 from jax import Array
 from jax.nn import logsumexp
 
-from vi_demo import starts
+from vi_demo import mesh, starts
 from vi_demo.divergences.estimators import Draws, seen_whole
 from vi_demo.divergences.generators import log_height, named, reverse_kl
 from vi_demo.fitting import moment_matching
@@ -249,7 +249,7 @@ def descent(loss: Loss) -> Callable:
 
         return jax.lax.cond(active, go, lambda: (params, optimiser, old, jnp.zeros((), int)))
 
-    @jax.jit
+    @mesh.program
     def all_starts(params, optimiser, losses, active, noise, draws):
         one = lambda start: chunk(*start, noise, draws)  # noqa: E731
         return jax.lax.map(one, (params, optimiser, losses, active))

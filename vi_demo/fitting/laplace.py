@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vi_demo import climbs, starts
+from vi_demo import climbs, mesh, starts
 from vi_demo.batching import in_slices
 from vi_demo.errors import InputError
 from vi_demo.fitting.runner import Assessment, Fit, Fitter, Report, run, silent
@@ -167,7 +167,7 @@ def newton(target: Target) -> tuple[Callable, Callable]:
 
     zero = jnp.zeros((), int)
     begin = lambda z: look(z, jnp.ones(()), zero, zero)  # noqa: E731
-    all_of = lambda fn: jax.jit(partial(jax.lax.map, fn))  # noqa: E731
+    all_of = lambda fn: mesh.program(partial(jax.lax.map, fn))  # noqa: E731
     return all_of(one), lambda: all_of(begin)(points)
 
 

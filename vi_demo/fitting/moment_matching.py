@@ -17,7 +17,6 @@ hands, and a round may improve it by `TOLERANCE`.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -27,7 +26,7 @@ import numpy as np
 from jax import Array
 from scipy.special import logsumexp
 
-from vi_demo import starts
+from vi_demo import mesh, starts
 from vi_demo.divergences.estimators import effective_sample_size
 from vi_demo.fitting.objectives import draws_of_target, normal_noise
 from vi_demo.fitting.runner import Assessment, Fit, Fitter, Report, run, silent
@@ -136,7 +135,7 @@ def fitter(
 
     def init(key):
         starts.climbs(target)  # which tempering begins at, or this
-        beginning = (np.nan, np.inf, 1.0, starts.evaluations(target), time.perf_counter())
+        beginning = (np.nan, np.inf, 1.0, starts.evaluations(target), mesh.now())
         source, params = ("guide", begin or of_the_climbs()) if alone else ("smc", None)
         return State(key, source, (), (), params, 0, False, *beginning)
 
@@ -245,7 +244,7 @@ def fitter(
         if target.draws is not None:
             return Assessment("converged", 1.0, text)
         more = 0.0 if alone or state.source == "smc" else WEIGHING
-        late = time.perf_counter() - state.began > seconds + more
+        late = mesh.now() - state.began > seconds + more
         hopeless = begin is not None and bool(state.short) and state.rounds >= PATIENCE
         last = state.rounds >= MAX_ROUNDS or late or hopeless
         dearer = coarser * MEAN_ERROR_TOLERATED

@@ -21,7 +21,7 @@ import numpy as np
 from jax import Array
 from scipy.stats import qmc
 
-from vi_demo import starts
+from vi_demo import mesh, starts
 from vi_demo.fitting import svi
 from vi_demo.fitting.natural_step import MOST_STEPS, State, beginning, stepper
 from vi_demo.fitting.objectives import normal_of, sobol
@@ -89,7 +89,7 @@ def descender(target: Target, family: Family) -> Callable:
         params = jax.lax.fori_loop(0, rows + 1, record, params)
         return states, end, volume, rows, elbos, params
 
-    return jax.jit(descend)
+    return mesh.program(descend)
 
 
 def put(rows, at: Array, values):

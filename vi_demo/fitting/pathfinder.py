@@ -21,7 +21,7 @@ from blackjax.optimizers.lbfgs import bfgs_sample, lbfgs_inverse_hessian_formula
 from blackjax.vi import pathfinder
 from jax import Array
 
-from vi_demo import starts
+from vi_demo import mesh, starts
 from vi_demo.batching import in_slices
 from vi_demo.fitting.laplace import MARGINAL
 from vi_demo.fitting.runner import Assessment, Fit, Fitter, Report, run, silent
@@ -136,7 +136,7 @@ def climber(target: Target, family: Family) -> Callable[[Array, Array], Path]:
         log_p = finite_or_minus_inf(in_slices(target.log_density, points, target.batch))
         return finite_or_minus_inf((log_p - log_q).mean())
 
-    @jax.jit
+    @mesh.program
     def path(key, z):
         path_key, key, last_key = jax.random.split(key, 3)
         every = pathfinder.approximate(

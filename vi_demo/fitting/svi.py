@@ -28,7 +28,7 @@ from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoContinuous
 from numpyro.infer.svi import SVIState
 
-from vi_demo import starts
+from vi_demo import mesh, starts
 from vi_demo.batching import in_slices
 from vi_demo.climbs import ROUNDING
 from vi_demo.fitting.runner import Assessment, Fit, Fitter, Report, choose, run, silent
@@ -196,7 +196,7 @@ def anchored(here: Target) -> Callable:
     from each other in curvature alone that is left as noise.
     """
     origin = jnp.zeros(here.dim)
-    height, slope = jax.jit(jax.value_and_grad(here.log_density))(origin)
+    height, slope = mesh.program(jax.value_and_grad(here.log_density))(origin)
 
     def estimate(u, key, theta):
         rows = lambda u: here.estimate(u, key, theta)  # noqa: E731
@@ -354,13 +354,13 @@ def fitter(problem: Problem) -> Fitter:
             values=jnp.where(better, values, state.values),
         )
 
-    many_chunks = jax.jit(jax.vmap(chunk, in_axes=(0, None)))
+    many_chunks = mesh.program(jax.vmap(chunk, in_axes=(0, None)))
 
     def init(key):
         setup_key, key, base_key = jax.random.split(key, 3)
         params = problem.begin(setup_key)
         number = len(jax.tree.leaves(params)[0])
-        begin_all = jax.jit(jax.vmap(begin, in_axes=(0, 0, None)))
+        begin_all = mesh.program(jax.vmap(begin, in_axes=(0, 0, None)))
         return begin_all(jax.random.split(key, number), params, base_key), base_key
 
     def advance(state):

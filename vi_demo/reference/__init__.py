@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from arviz_stats.base import array_stats
 
-from vi_demo import ascents, starts
+from vi_demo import ascents, mesh, starts
 from vi_demo import draws as drawn
 from vi_demo.batching import in_slices
 from vi_demo.divergences import integration
@@ -247,7 +246,7 @@ def by_quadrature(target, key, budget, report) -> Reference:
 
 def by_smc(target, key, budget, report) -> Reference:
     """Tempered SMC, grown until its evidence is known well enough, then checked by NUTS."""
-    began, given = time.perf_counter(), max(budget, LEAST_SECONDS)
+    began, given = mesh.now(), max(budget, LEAST_SECONDS)
     smc_key, nuts_key = jax.random.split(key)
     particles = smc.number_of_particles(target, RUNS, given)
     wanted = smc.seconds(target, particles * RUNS)
@@ -255,7 +254,7 @@ def by_smc(target, key, budget, report) -> Reference:
         why = f"SMC would take about {wanted:,.0f} seconds (see --budget)"
         return by_nuts_instead(target, nuts_key, given, report, why)
     while True:
-        round_began = time.perf_counter()
+        round_began = mesh.now()
         tempered = smc.temper(
             *(target, jax.random.fold_in(smc_key, particles), particles, RUNS),
             report=lambda share, text: report("reference", 0.7 * share, text),
@@ -264,7 +263,7 @@ def by_smc(target, key, budget, report) -> Reference:
         if not tempered.finished:
             break
         by_weights = smc.pooled_evidence(tempered)
-        now = time.perf_counter()
+        now = mesh.now()
         if not by_weights.mcse > WANTED_ERROR or now - began + 2 * (now - round_began) > budget:
             break
         particles *= 2
@@ -371,7 +370,7 @@ METHODS = {
 def local_factor(target: Target, points: np.ndarray) -> np.ndarray:
     """A square root of the local covariance at draws of a target."""
 
-    @jax.jit
+    @mesh.program
     def factor(points):
         gradients = in_slices(jax.grad(target.log_density), points, target.batch)
         return jnp.linalg.cholesky(smc.local_covariance(points, gradients))

@@ -19,6 +19,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
 
+from vi_demo import mesh
 from vi_demo.ascents import ALONG, LOOKS, climb, joined
 from vi_demo.divergences.estimators import Draws, Estimate, expectation
 from vi_demo.target import Target
@@ -167,7 +168,7 @@ def summits(target: Target, ends: np.ndarray, factor: np.ndarray) -> np.ndarray:
 def polish(target: Target, point: np.ndarray, factor: np.ndarray, reach=3.0) -> np.ndarray:
     """The summit within reach of a point, by BFGS in local sds; the point where there is none."""
     if "slope" not in target.programs:
-        target.programs["slope"] = jax.jit(jax.value_and_grad(target.log_density))
+        target.programs["slope"] = mesh.program(jax.value_and_grad(target.log_density))
 
     def downhill(u):
         value, slope = target.programs["slope"](jnp.asarray(point + factor @ u))

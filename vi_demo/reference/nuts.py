@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 from numpyro.infer import MCMC, NUTS
 
-from vi_demo import noise, starts
+from vi_demo import mesh, noise, starts
 from vi_demo.batching import clocked
 from vi_demo.frames import Frame
 from vi_demo.target import Target
@@ -77,7 +77,7 @@ def affordable(target: Target, within: float) -> tuple[int | None, float]:
     if target.seconds(GRADIENT * CHAINS * transitions * 2**DEEPEST) <= within:
         return DEEPEST, 0.0
     frame, begin = dispersed(target, jax.random.key(0))
-    slopes = jax.jit(jax.vmap(jax.grad(lambda u: target.log_density(frame.out(u)))))
+    slopes = mesh.program(jax.vmap(jax.grad(lambda u: target.log_density(frame.out(u)))))
     each = clocked(slopes, begin) * transitions
     depths = [d for d in range(SHALLOWEST, DEEPEST + 1) if each * 2**d <= within]
     return max(depths, default=None), each * 2**SHALLOWEST

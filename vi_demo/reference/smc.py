@@ -10,7 +10,6 @@ doi:10.1111/j.1467-9868.2006.00553.x.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -24,7 +23,7 @@ from blackjax.smc.resampling import systematic
 from blackjax.smc.solver import dichotomy
 from jax import Array
 
-from vi_demo import starts
+from vi_demo import mesh, starts
 from vi_demo.batching import in_slices
 from vi_demo.divergences.estimators import Draws, Estimate, expectation
 from vi_demo.target import Target, finite_or_minus_inf
@@ -94,9 +93,9 @@ def temper(
     lowest, done = 0.0, False
     while settled < SETTLING and stuck < STUCK and temperatures < MAX_TEMPERATURES:
         if temperatures <= 1:
-            began = time.perf_counter()  # compiling does not count
+            began = mesh.now()  # compiling does not count
         done = bool((populations.beta >= 1).all())
-        spent = time.perf_counter() - began
+        spent = mesh.now() - began
         if spent > (1 + lowest) * seconds if not done else settled and spent > seconds:
             break
         settled += done
@@ -129,9 +128,9 @@ def seconds(target: Target, particles: int) -> float:
     if "start's seconds" not in target.programs:
         near = target.seconds_each  # which compiles it
         points = usual(target)[0].draws(jax.random.key(0), target.timed)
-        began = time.perf_counter()
+        began = mesh.now()
         jax.block_until_ready(target.many(points))
-        each = (time.perf_counter() - began) / target.timed
+        each = (mesh.now() - began) / target.timed
         target.programs["start's seconds"] = max(each, near)
     first = int(FIRST_LOOKS * LEAST_LOOKS)
     at_the_start = particles * first * target.programs["start's seconds"]
@@ -156,7 +155,7 @@ def usual(target: Target) -> tuple[starts.Wide, Callable]:
 
 def compiled(target: Target, start: starts.Wide) -> tuple[starts.Wide, Callable]:
     """A start with its program."""
-    return start, jax.jit(partial(raise_temperature, target, start))
+    return start, mesh.program(partial(raise_temperature, target, start))
 
 
 def begin(start: starts.Wide, key: Array, runs: int, particles: int) -> Population:
