@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from subprocess import PIPE
 
 import jax
@@ -119,8 +120,9 @@ def test_a_run_is_the_same_on_every_mesh_and_on_two_processes(tmp_path):
     first, *others = with_devices(FIGURES, file, json.dumps([named(*m) for m in MESHES]))
     where, asked = f"127.0.0.1:{free_port()}", json.dumps([named(4, 2)])
     pair = [started("-c", FIGURES, file, asked, where, k, devices=4) for k in (0, 1)]
-    for process in pair:
-        assert_same(first, *printed(process))
+    with ThreadPoolExecutor() as both:  # neither waits for what it prints to be read
+        for found in both.map(printed, pair):
+            assert_same(first, *found)
     assert first["settings"]["mesh"] == {"draws": 1, "rows": 1}
     for shape, other in zip(MESHES[1:], others, strict=True):
         assert tuple(other["settings"]["mesh"].values()) == shape
