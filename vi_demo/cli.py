@@ -31,6 +31,7 @@ FILMS = ("mp4", "gif", "webp")
 PICTURES = ("fit", "evidence", "path")  # those of a run that are files of their own
 EXPLORER = "explorer.html"
 CACHE_SWITCH = "VI_DEMO_CACHE"
+LOST = "Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED"  # what JAX says of a process that is gone
 NO_USABLE_FIT, INTERRUPTED = 3, 130
 
 
@@ -260,7 +261,7 @@ def run(
         report("start", 0.5, "importing JAX and NumPyro")
         prepare_jax()
         spans = watched.enter_context(compiling())
-        from vi_demo import study
+        from vi_demo import mesh, study
 
         tree = in_either_precision(
             study.run,
@@ -271,7 +272,7 @@ def run(
             **settings,
         )
         if not first:
-            part()
+            mesh.leave()
         results.note_command(tree, shlex.join(["vi-demo", *typed]))
         report("save", 0.0, "drawing")
         writers = pictures_of(tree)
@@ -292,7 +293,7 @@ def run(
     if timings and not quiet:
         terminal.show_timings(seconds, aside=as_json)
     if distributed:
-        part()
+        mesh.leave()
     usable = any(fit["verdict"] in results.USABLE for fit in summary["fits"].values())
     return NO_USABLE_FIT if strict and not usable else 0
 
@@ -665,13 +666,6 @@ def prepare_jax() -> None:
     warnings.filterwarnings("ignore", message="Error (writing|reading) persistent compilation")
 
 
-def part() -> None:
-    """Take leave of the other processes of a run, once the first has written it."""
-    from vi_demo import mesh
-
-    mesh.leave()
-
-
 def joined(*others) -> bool:
     """Make this process one of many, of which the first alone is heard; whether it is that.
 
@@ -689,8 +683,7 @@ def joined(*others) -> bool:
 
 def lost_another(error: Exception) -> bool:
     """Whether something went wrong because another process of the same run is gone."""
-    jax = sys.modules.get("jax")
-    return bool(jax) and jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError)
+    return type(error).__name__ == "JaxRuntimeError" and any(w in str(error) for w in LOST)
 
 
 def in_either_precision(work, *arguments, **settings):
