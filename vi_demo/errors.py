@@ -13,6 +13,10 @@ class InputError(ValueError):
     """What is wrong, where, and the remedy, in one line; the command line exits with 2 on it."""
 
 
+class Terminated(BaseException):
+    """SIGTERM has come: all ends, and how to go on is said in a line."""
+
+
 class MixedPrecision(InputError):
     """A model that mixes 32-bit numbers with 64-bit ones: in single precision it may run."""
 

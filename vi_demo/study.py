@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
+import inspect
 import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +20,7 @@ import numpy as np
 import xarray as xr
 
 from vi_demo import (
+    checkpoints,
     correction,
     fitting,
     guides,
@@ -26,6 +29,7 @@ from vi_demo import (
     quantities,
     record,
     restarts,
+    starts,
 )
 from vi_demo import reference as references
 from vi_demo.approximations import APPROXIMATIONS
@@ -103,15 +107,32 @@ def run(
         descent.refuse(target, "own" if own is not None else family.name)
     quantities.known(target, quantity)
     given = None if reference in references.METHODS else references.from_file(target, reference)
+    settings = {
+        "seed": seed,
+        "draws": draws,
+        "guide": family.name if own is None else "own",
+        "reference": str(reference),
+        "budget": budget,
+        "quantity": list(quantity),
+        "correct": correct,
+        "optimizer": optimizer,
+        "film": film,
+        "path": path,
+    }
+    checkpoints.begin(lambda: identity(model, data, target, given, {"fits": fits, **settings}))
     key = jax.random.key(seed)
     asked = target
     own_fit, target = first_learned(target, family, own, key, report)
     remarks += target.remarks[len(asked.remarks) :]  # of the learning
+    if checkpoints.kept():
+        keep_what_was_timed(target)
     report("reference", 0.0, "compiling")
     if given is not None and target is asked:
-        truth = references.with_modes(target, given)
+        build = partial(references.with_modes, target, given)
     else:
-        truth = references.build(target, reference, part(key, "reference"), budget, report)
+        key_of = part(key, "reference")
+        build = partial(references.build, target, reference, key_of, budget, report)
+    truth = checkpoints.once("reference", build)
     report("reference", 1.0, truth.method)
     fit_once = each_once(target, family, key, report, own_fit, remarks, optimizer)
     judge_fit = judging(target, truth, key, draws, fits, quantity)
@@ -121,16 +142,7 @@ def run(
         "schema": SCHEMA,
         "model": record.model_summary(target),
         "settings": {
-            "seed": seed,
-            "draws": draws,
-            "guide": family.name if own is None else "own",
-            "reference": str(reference),
-            "budget": budget,
-            "quantity": list(quantity),
-            "correct": correct,
-            "optimizer": optimizer,
-            "film": film,
-            "path": path,
+            **settings,
             "command": None,  # the command line writes its own here
             **circumstances(),
         },
@@ -147,7 +159,8 @@ def run(
     if path is not None:
         report("path", 0.0, "compiling")
         ends = [fit_once(name) for name in fitting.DEFAULT]
-        followed = follow(target, family, *ends, part(key, "path"), path, report)
+        way = partial(follow, target, family, *ends, part(key, "path"), path, report)
+        followed = checkpoints.once("path", way)
         parts["path"] = record.path_tree(target, followed)
         summary["path"] = record.path_summary(followed)
     if correct:
@@ -183,6 +196,50 @@ def circumstances() -> dict:
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
     }
+
+
+def identity(model, data, target: Target, given: references.Reference | None, settings) -> dict:
+    """What a run is made of: with all of it the same, it ends the same."""
+    if isinstance(model, loading.Loaded):
+        data = model.data
+    seen = target.draws
+    if seen is None:
+        # Some values tell of all that a model imports or closes over, to what rounding leaves.
+        points = np.random.default_rng(0).standard_normal((16, target.dim))
+        seen = [f"{value:.6g}" for value in target.log_densities(points)]
+    file = None if given is None else (given.draws.points, given.log_p)
+    told = circumstances()
+    return {
+        "model": target.name,
+        "source": checkpoints.digest(source_of(model)),
+        "data": checkpoints.digest(data),
+        **settings,
+        "draws of the reference": checkpoints.digest(file),
+        "precision": told["precision"],
+        "versions": told["versions"],
+        "density": checkpoints.digest(seen),
+    }
+
+
+def source_of(model) -> str:
+    """The text of a model's file, or of its function, where there is one."""
+    place = model.source if isinstance(model, loading.Loaded) else model
+    with contextlib.suppress(OSError, TypeError, UnicodeDecodeError):
+        if not isinstance(place, str | Path):
+            return inspect.getsource(place)
+        return Path(place).read_text(encoding="utf-8")
+    return ""
+
+
+def keep_what_was_timed(target: Target) -> None:
+    """Decide but once in a run what depends on the clock, as how many points are affordable."""
+    if target.log_density is None:
+        return
+    vars(target)["seconds_each"] = checkpoints.once(
+        "seconds of a density", lambda: target.seconds_each
+    )
+    found = checkpoints.once("climbs", lambda: (starts.climbs(target), starts.evaluations(target)))
+    target.programs["climbs"], target.programs["evaluations"] = found
 
 
 def to_watch(

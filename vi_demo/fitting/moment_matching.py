@@ -79,7 +79,7 @@ class State(NamedTuple):
     gain: float
     yield_: float  # effective draws a draw of the guide
     evaluations: dict[str, int]
-    began: float  # on the clock
+    seconds: float  # that rounds have taken
     short: str = ""  # that SMC stopped short of the target, if it did
     failed: bool = False  # there is no guide of these draws
 
@@ -136,7 +136,7 @@ def fitter(
 
     def init(key):
         starts.climbs(target)  # which tempering begins at, or this
-        beginning = (np.nan, np.inf, 1.0, starts.evaluations(target), time.perf_counter())
+        beginning = (np.nan, np.inf, 1.0, starts.evaluations(target), 0.0)
         source, params = ("guide", begin or of_the_climbs()) if alone else ("smc", None)
         return State(key, source, (), (), params, 0, False, *beginning)
 
@@ -145,6 +145,7 @@ def fitter(
         return family.moved(unit, *starts.frame(target, family.turns))
 
     def advance(state):
+        began = time.perf_counter()
         key, draw_key = jax.random.split(state.key)
         state = state._replace(key=key, rounds=state.rounds + 1, refused=False)
         if target.draws is not None:
@@ -156,7 +157,8 @@ def fitter(
         else:
             state = from_guide(state, draw_key)
         state = refit(state)
-        return state, record(state)
+        spent = state.seconds + time.perf_counter() - began
+        return state._replace(seconds=spent), record(state)
 
     def from_smc(state, key):
         share = state.rounds / MAX_ROUNDS
@@ -245,7 +247,7 @@ def fitter(
         if target.draws is not None:
             return Assessment("converged", 1.0, text)
         more = 0.0 if alone or state.source == "smc" else WEIGHING
-        late = time.perf_counter() - state.began > seconds + more
+        late = state.seconds > seconds + more
         hopeless = begin is not None and bool(state.short) and state.rounds >= PATIENCE
         last = state.rounds >= MAX_ROUNDS or late or hopeless
         dearer = coarser * MEAN_ERROR_TOLERATED
