@@ -124,8 +124,8 @@ def _value(told: dict, array: np.ndarray):
     value = jnp.asarray(array)
     if not told["weak"]:
         return value
-    of = {"b": bool, "i": int, "u": int, "f": float, "c": complex}[array.dtype.kind]
-    return jax.lax.convert_element_type(value, of)
+    weak = jnp.full(array.shape, {"f": 0.0, "c": 0j}.get(array.dtype.kind, 0))
+    return weak.at[...].set(value) if weak.dtype == array.dtype else value
 
 
 def _filled(name: str, values: dict):
