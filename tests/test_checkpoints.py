@@ -382,10 +382,10 @@ def test_three_are_kept_and_an_earlier_run_s_are_replaced_once_there_is_somethin
     with kept_in(folder, said=said) as kept:
         assert not kept.parts
         kept.once("more", lambda: 1)
-        assert [p.name for p in folder.iterdir()] == ["1"]
+        assert [p.name for p in folder.iterdir()] == ["4"]
         for i in range(4):
             kept.once(f"more {i}", lambda: 1)
-        assert sorted(p.name for p in folder.iterdir()) == ["3", "4", "5"]
+        assert sorted(p.name for p in folder.iterdir()) == ["6", "7", "8"]
     assert said == [f"beginning anew; --resume goes on from what {folder} still holds."]
 
 
@@ -410,13 +410,6 @@ def test_a_full_disk_is_told_once_and_costs_nothing_that_was_written(tmp_path, m
         kept.once("fourth", lambda: 4)
     with kept_in(folder, resume=True) as kept:
         assert [*kept.parts] == ["first", "second", "third", "fourth"]
-
-
-OTHERS = {
-    "seed": ({"seed": 1}, "seed was 0 and is 1"),
-    "settings": ({"draws": 300, "fits": "reverse_kl"}, "fits was not given"),
-    "model": ({"name": "other"}, "model was tiny and is other"),
-}
 
 
 @pytest.fixture(scope="module")
@@ -527,12 +520,11 @@ def shell(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def finished(shell):
-    """What the command makes when nothing comes in between, and how long it takes."""
+    """What the command makes when nothing comes in between."""
     start, home = shell
-    began = time.monotonic()
     assert done(start("--out", "whole"))[0] == 0
     assert not (home / "whole" / ".checkpoints").exists()
-    return bits(vi_demo.load(home / "whole")), time.monotonic() - began
+    return bits(vi_demo.load(home / "whole"))
 
 
 def done(process):
@@ -541,11 +533,9 @@ def done(process):
 
 
 def test_a_command_that_is_terminated_goes_on(shell, finished):
-    (start, home), (wanted, _) = shell, finished
+    start, home = shell
     process = start("--out", "term", "--checkpoint", "1000")
-    for line in process.stderr:
-        if line.startswith("reverse KL:"):
-            break
+    until(process, "reverse KL:")
     time.sleep(0.5)
     process.send_signal(signal.SIGTERM)
     status, stderr = done(process)
@@ -561,30 +551,50 @@ def test_a_command_that_is_terminated_goes_on(shell, finished):
     assert status == 0, stderr
     assert stderr.startswith("vi-demo: going on from the checkpoint of")
     assert len(stderr.splitlines()) == 1  # Orbax says nothing
-    assert bits(vi_demo.load(home / "term")) == wanted
+    assert bits(vi_demo.load(home / "term")) == finished
     assert not (home / "term" / ".checkpoints").exists()
+
+
+def until(process, phase):
+    """Wait until the command says that it has come to a phase."""
+    for line in process.stderr:
+        if line.startswith(phase):
+            return
+
+
+def halves(folder):
+    return {path.name for path in folder.glob(checkpoints.HALF)}
+
+
+def wait_for_writes(process, folder, number):
+    """Wait until so many checkpoints have been begun, the last of them just now."""
+    seen = set()
+    while process.poll() is None and len(seen) < number:
+        seen |= halves(folder)
+        time.sleep(0.001)
 
 
 def kill_and_go_on(shell, finished, out, moments):
     """Kill the command at a random moment or in the middle of a write, and go on with it."""
-    (start, home), (wanted, seconds) = shell, finished
+    start, home = shell
     folder = home / out / ".checkpoints"
     process = start("--out", out, "--checkpoint", "0")
-    time.sleep(moments.uniform(0.1, 0.9) * seconds)
-    if moments.random() < 0.7:
-        while process.poll() is None and not any(folder.glob(checkpoints.HALF)):
-            time.sleep(0.001)
-        time.sleep(moments.uniform(0.0, 0.05))
+    until(process, "reference:")
+    if moments.random() < 0.5:
+        time.sleep(moments.uniform(0.0, 4.0))
+    else:
+        wait_for_writes(process, folder, moments.randrange(1, 12))
+        time.sleep(moments.uniform(0.0, 0.02))
     process.send_signal(signal.SIGKILL)
     killed, _ = done(process)
-    halves = [*folder.glob(checkpoints.HALF)]
+    half = bool(halves(folder))
     status, stderr = done(start("--out", out, "--resume", "--checkpoint", "0", "--quiet"))
     assert status == 0, stderr
     assert "Traceback" not in stderr
     assert "damaged" not in stderr
-    assert bits(vi_demo.load(home / out)) == wanted
+    assert bits(vi_demo.load(home / out)) == finished
     assert not folder.exists()
-    return killed, bool(halves), "going on" in stderr
+    return killed, half, "going on" in stderr
 
 
 def test_a_command_that_is_killed_goes_on(shell, finished):
@@ -597,6 +607,6 @@ def test_twenty_kills_at_random_moments(shell, finished):
     moments = random.Random(2)
     seen = [kill_and_go_on(shell, finished, f"killed-{i}", moments) for i in range(20)]
     print(*seen, sep="\n")
-    assert sum(killed == -signal.SIGKILL for killed, _, _ in seen) >= 15
-    assert sum(halfway for _, halfway, _ in seen) >= 3
-    assert sum(on for _, _, on in seen) >= 10
+    assert sum(killed == -signal.SIGKILL for killed, _, _ in seen) >= 18
+    assert sum(half for _, half, _ in seen) >= 4
+    assert sum(on for _, _, on in seen) >= 15

@@ -22,7 +22,6 @@ import itertools
 import json
 import logging
 import math
-import re
 import shutil
 import signal
 import threading
@@ -34,7 +33,6 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from vi_demo.errors import InputError, Terminated, text_of
@@ -48,6 +46,7 @@ MOST_NAMED = 4  # differences
 CHANGED = {
     "source": "the model's file has changed",
     "data": "the data have changed",
+    "trusted": "the draws of the reference have changed",
     "density": "what the model computes has changed",
 }
 
@@ -115,7 +114,7 @@ class Checkpoints:
         Raises `InputError` where the checkpoint there is of another one.
         """
         self.identity = json.loads(json.dumps({"form": FORM, **identity}))
-        self.parts, self._counted = {}, Counter()
+        self.parts, self._counted, self._new = {}, Counter(), False
         steps = self._steps()
         self._anew = bool(steps) and not self.resume
         if self._anew:
@@ -209,9 +208,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         parts = {k: part() if callable(part) else part for k, part in self.parts.items()}
-        if self._anew:
-            self.remove()
-            self.__dict__.pop("_manager", None)
+        others = self._manager.all_steps() if self._anew else []
         arrays = [x for part in parts.values() for x in part.arrays]
         # As one array: it is quicker than hundreds, and where one of these is damaged Orbax goes
         # away while the others are still being read, which is told on the terminal. None is empty.
@@ -230,6 +227,9 @@ class Checkpoints:
                 parts=ocp.args.JsonSave({"checkpoint": known, "sha256": checksum(known)}),
             ),
         )
+        for step in others:  # only now: until then there was nothing else
+            if step in self._manager.all_steps():
+                self._manager.delete(step)
         self._anew = False
 
     def _read(self, step: int) -> tuple[dict, dict, str] | None:
@@ -342,19 +342,6 @@ def shown(value) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     return "not given" if value is None else str(value)
-
-
-def digest(tree) -> str:
-    """A checksum of arrays, numbers and words in a tree; of others their printed form."""
-    told = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        array = np.asarray(leaf)
-        told.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape} ".encode())
-        if array.dtype.kind == "O":
-            told.update(re.sub(r"0x[0-9a-f]+", "", repr(leaf)).encode())
-        else:
-            told.update(np.ascontiguousarray(array).tobytes())
-    return told.hexdigest()
 
 
 def cut(numbers: np.ndarray, arrays: list) -> Iterator[np.ndarray]:

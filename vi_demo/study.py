@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.metadata
-import inspect
 import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -42,6 +40,7 @@ from vi_demo.fitting.descent import Descent
 from vi_demo.fitting.objectives import TargetDraws, draws_of_target
 from vi_demo.fitting.path import follow
 from vi_demo.fitting.runner import Report, silent
+from vi_demo.identity import identity
 from vi_demo.inputs import as_target
 from vi_demo.results import SCHEMA
 from vi_demo.target import Target
@@ -119,7 +118,13 @@ def run(
         "film": film,
         "path": path,
     }
-    checkpoints.begin(lambda: identity(model, data, target, given, {"fits": fits, **settings}))
+    trusted = given and (given.draws.points, given.log_p)
+    checkpoints.begin(
+        lambda: {
+            **identity(model, guide, data, target, trusted),
+            **{"fits": fits, **settings, "precision": precision(), "versions": versions()},
+        }
+    )
     key = jax.random.key(seed)
     asked = target
     own_fit, target = first_learned(target, family, own, key, report)
@@ -192,43 +197,10 @@ def run(
 def circumstances() -> dict:
     """When, in which precision and on which versions a run was made."""
     return {
-        "precision": str(jnp.zeros(()).dtype),
+        "precision": precision(),
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
     }
-
-
-def identity(model, data, target: Target, given: references.Reference | None, settings) -> dict:
-    """What a run is made of: with all of it the same, it ends the same."""
-    if isinstance(model, loading.Loaded):
-        data = model.data
-    seen = target.draws
-    if seen is None:
-        # Some values tell of all that a model imports or closes over, to what rounding leaves.
-        points = np.random.default_rng(0).standard_normal((16, target.dim))
-        seen = [f"{value:.6g}" for value in target.log_densities(points)]
-    file = None if given is None else (given.draws.points, given.log_p)
-    told = circumstances()
-    return {
-        "model": target.name,
-        "source": checkpoints.digest(source_of(model)),
-        "data": checkpoints.digest(data),
-        **settings,
-        "draws of the reference": checkpoints.digest(file),
-        "precision": told["precision"],
-        "versions": told["versions"],
-        "density": checkpoints.digest(seen),
-    }
-
-
-def source_of(model) -> str:
-    """The text of a model's file, or of its function, where there is one."""
-    place = model.source if isinstance(model, loading.Loaded) else model
-    with contextlib.suppress(OSError, TypeError, UnicodeDecodeError):
-        if not isinstance(place, str | Path):
-            return inspect.getsource(place)
-        return Path(place).read_text(encoding="utf-8")
-    return ""
 
 
 def keep_what_was_timed(target: Target) -> None:
@@ -406,6 +378,11 @@ def check_settings(fits, reference, draws, budget, path) -> None:
 def part(key: jax.Array, name: str) -> jax.Array:
     """A key for one part of the work, the same whichever other parts there are."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def precision() -> str:
+    """The type that all is computed in."""
+    return str(jnp.zeros(()).dtype)
 
 
 def versions() -> dict[str, str]:
