@@ -20,7 +20,7 @@ import numpyro.distributions as dist
 import pytest
 
 import vi_demo
-from vi_demo import checkpoints, fitting, guides, loading, packing
+from vi_demo import checkpoints, fitting, guides, loading, packing, results
 from vi_demo.checkpoints import Checkpoints, Track
 from vi_demo.divergences.estimators import Draws, Estimate
 from vi_demo.errors import InputError, Terminated
@@ -610,3 +610,15 @@ def test_twenty_kills_at_random_moments(shell, finished):
     assert sum(killed == -signal.SIGKILL for killed, _, _ in seen) >= 18
     assert sum(half for _, half, _ in seen) >= 4
     assert sum(on for _, _, on in seen) >= 15
+
+
+def test_a_disk_that_is_full_when_the_run_is_saved_is_told_in_a_line(tmp_path):
+    def full(path):
+        path.write_text("some")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    results.write(tmp_path, {"summary.json": lambda path: path.write_text("before")})
+    with pytest.raises(InputError, match="no space is left on the disk"):
+        results.write(tmp_path, {"summary.json": lambda path: path.write_text("x"), "more": full})
+    assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+    assert (tmp_path / "summary.json").read_text() == "before"

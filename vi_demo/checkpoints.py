@@ -15,7 +15,6 @@ Inside the block `with Checkpoints(folder): ...` every run keeps its own; elsewh
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import hashlib
 import itertools
@@ -35,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-from vi_demo.errors import InputError, Terminated, text_of
+from vi_demo.errors import InputError, Terminated, is_full, text_of
 from vi_demo.packing import Packed, packed, unpacked
 
 FOLDER = ".checkpoints"  # in that of the run
@@ -361,10 +360,9 @@ def checksum(known: Mapping) -> str:
 
 def trouble(error: Exception) -> str:
     """Why something could not be written, in a few words."""
-    text = text_of(error)
-    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text:
+    if is_full(error):
         return "no space left on the disk"
-    return text.partition(". ")[0][:100]
+    return text_of(error).partition(". ")[0][:100]
 
 
 @contextlib.contextmanager
