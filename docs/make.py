@@ -30,6 +30,7 @@ PUBLIC = {
         *("Target", "Target.from_numpyro", "Target.from_log_density", "Target.from_draws"),
         "InputError",
     ],
+    "vi_demo.checkpoints": ["Checkpoints"],
     "vi_demo.record": [],
     "vi_demo.pictures.figures": [],
     "vi_demo.pictures.drawing": ["save"],

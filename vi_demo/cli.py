@@ -21,7 +21,7 @@ import click
 from vi_demo import draws as drawn
 from vi_demo.approximations import APPROXIMATIONS
 from vi_demo.divergences import described
-from vi_demo.errors import InputError, MixedPrecision
+from vi_demo.errors import InputError, MixedPrecision, Terminated
 
 FITS = ("reverse_kl", "forward_kl")  # unless others are asked for
 GUIDES = ("diagonal", "full_rank", "low_rank:K", "mixture:K", "flow", "own")
@@ -32,7 +32,8 @@ PICTURES = ("fit", "evidence", "path")  # those of a run that are files of their
 EXPLORER = "explorer.html"
 CACHE_SWITCH = "VI_DEMO_CACHE"
 LOST = "Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED"  # what JAX says of a process that is gone
-NO_USABLE_FIT, INTERRUPTED = 3, 130
+NO_USABLE_FIT, INTERRUPTED, TERMINATED = 3, 130, 143
+CHECKPOINT = 60.0  # seconds between two, unless told otherwise
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -55,6 +56,9 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         complain("interrupted; files that were there before are as they were.")
         status = INTERRUPTED
+    except Terminated as error:
+        complain(str(error))
+        status = TERMINATED
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()
@@ -224,6 +228,18 @@ def vi_demo() -> None:
     help="Draws kept of each fit.",
 )
 @click.option("--out", metavar="DIR", help="Folder of the results.  [default: runs/<model>]")
+@click.option(
+    "--checkpoint",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Keep a checkpoint in DIR every so many seconds, and one on SIGTERM, until the run is "
+    f"saved.  [default: {CHECKPOINT:g} with --resume, else none]",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on from the newest checkpoint in DIR, or from the beginning where there is none.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON, nothing else.")
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 @click.option("--strict", is_flag=True, help="Exit with 3 where no fit is usable.")
@@ -231,7 +247,20 @@ def vi_demo() -> None:
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.pass_obj
 def run(
-    typed, model, data, fits, out, as_json, quiet, strict, timings, debug, distributed, **settings
+    typed,
+    model,
+    data,
+    fits,
+    out,
+    checkpoint,
+    resume,
+    as_json,
+    quiet,
+    strict,
+    timings,
+    debug,
+    distributed,
+    **settings,
 ) -> int:
     """Fit, diagnose and save MODEL.
 
@@ -261,6 +290,8 @@ def run(
         report("start", 0.5, "importing JAX and NumPyro")
         prepare_jax()
         spans = watched.enter_context(compiling())
+        kept = keeping(out, checkpoint, resume)
+        watched.enter_context(kept or contextlib.nullcontext())
         from vi_demo import mesh, study
 
         tree = in_either_precision(
@@ -273,7 +304,8 @@ def run(
         )
         if not first:
             mesh.leave()
-        results.note_command(tree, shlex.join(["vi-demo", *typed]))
+        command = [word for word in typed if word != "--resume"]  # as it makes the whole run
+        results.note_command(tree, shlex.join(["vi-demo", *command]))
         report("save", 0.0, "drawing")
         writers = pictures_of(tree)
         if settings["film"]:
@@ -283,6 +315,8 @@ def run(
             except InputError as error:  # a density so slow that no way was recorded
                 complain(f"no film was made: {error}")
         results.save(tree, out, writers)
+        if kept:
+            kept.remove()
         report("save", 1.0, str(out))
         seconds = timed.seconds(spans)
     summary = results.summary(tree)
@@ -296,6 +330,16 @@ def run(
         mesh.leave()
     usable = any(fit["verdict"] in results.USABLE for fit in summary["fits"].values())
     return NO_USABLE_FIT if strict and not usable else 0
+
+
+def keeping(out: Path, seconds: float | None, resume: bool):
+    """The checkpoints of a run in its folder, where they are asked for."""
+    from vi_demo.checkpoints import FOLDER, Checkpoints
+
+    if seconds is None and not resume:
+        return None
+    seconds = CHECKPOINT if seconds is None else seconds
+    return Checkpoints(out / FOLDER, seconds, resume, tell=complain)
 
 
 def pictures_of(tree) -> dict[str, Callable]:

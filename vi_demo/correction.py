@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from vi_demo import guides, mesh, starts
+from vi_demo import checkpoints, guides, mesh, starts
 from vi_demo.diagnostics import Figures, coverage
 from vi_demo.divergences.estimators import Draws, Estimate, equal_weights, resample
 from vi_demo.fitting import moment_matching
@@ -343,12 +344,14 @@ def by_smc(attempt: Attempt, guide: Judged) -> Rung:
     attempt.report("correct", 0.7, "SMC from the best guide")
     target = attempt.target
     given = max(attempt.budget, 30.0)
-    tempered = smc.temper(
+    temper = partial(
+        smc.temper,
         *(target, jax.random.fold_in(attempt.key, 101)),
         *(smc.number_of_particles(target, RUNS, given), RUNS),
         seconds=given,
         start=around(guide.fit.guide),
     )
+    tempered = checkpoints.once("SMC from a guide", temper)
     draws = smc.pooled(tempered)
     short = "" if tempered.finished else "SMC had not reached the target when its time was over"
     evidence = smc.pooled_evidence(tempered) if tempered.finished else None
@@ -377,7 +380,9 @@ def by_nuts(attempt: Attempt, guide: Judged) -> Rung:
     frame = Frame(jnp.asarray(q.mean), factor)
     begin = q.sample(jax.random.fold_in(attempt.key, 102), (nuts.CHAINS,))
     beginning = frame, jax.vmap(frame.inverse().out)(begin)
-    chains = nuts.sample(attempt.target, jax.random.fold_in(attempt.key, 103), beginning=beginning)
+    key = jax.random.fold_in(attempt.key, 103)
+    sample = partial(nuts.sample, attempt.target, key, beginning=beginning)
+    chains = checkpoints.once("NUTS from a guide", sample)
     points = chains.points.reshape(-1, attempt.target.dim)
     blocks = np.repeat(np.arange(len(chains.points)), chains.points.shape[1])
     rung = of_draws(attempt, "NUTS from the best guide", equal_weights(points, blocks), "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sysconfig
 import traceback
 from pathlib import Path
@@ -11,6 +12,10 @@ PACKAGE = Path(__file__).parent
 
 class InputError(ValueError):
     """What is wrong, where, and the remedy, in one line; the command line exits with 2 on it."""
+
+
+class Terminated(BaseException):
+    """SIGTERM has come: all ends, and how to go on is said in a line."""
 
 
 class MixedPrecision(InputError):
@@ -39,3 +44,9 @@ def text_of(error: BaseException) -> str:
     """What an exception says, in one line."""
     text = (error.msg or "") if isinstance(error, SyntaxError) else str(error)
     return " ".join(text.split())[:300].rstrip(".;") or "no message"
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error is that of a full disk, by its number or, where it has none, its words."""
+    words = "No space left", "RESOURCE_EXHAUSTED"
+    return getattr(error, "errno", None) == errno.ENOSPC or any(w in str(error) for w in words)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from vi_demo.errors import InputError, text_of
+from vi_demo.errors import InputError, is_full, text_of
 
 USABLE = "reliable", "correctable"  # verdicts
 SCHEMA = 1  # of what is written; whatever is older can be read
@@ -66,7 +66,8 @@ def save(
 def files(run: xr.DataTree, tree: str, figures: str) -> dict[str, Callable]:
     """The writers of a tree, and of the summary that it holds, by the names of their files."""
     return {
-        tree: lambda path: run.to_netcdf(path, engine="h5netcdf"),
+        # By way of memory: where the disk is full, HDF5 ends the process as it closes its file.
+        tree: lambda path: path.write_bytes(run.to_netcdf(engine="h5netcdf")),
         figures: lambda path: path.write_text(run.attrs["summary"] + "\n", encoding="utf-8"),
     }
 
@@ -85,6 +86,13 @@ def write(folder: str | Path, writers: dict[str, Callable]) -> Path:
         raise InputError(f"{folder} is not a folder; name another with --out.") from error
     except PermissionError as error:
         raise InputError(f"{folder} cannot be written to; name another with --out.") from error
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise InputError(
+            f"{folder}: no space is left on the disk; what was there before is as it was. Free "
+            "some, or name another folder with --out."
+        ) from error
     return folder
 
 

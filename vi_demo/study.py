@@ -18,6 +18,7 @@ import numpy as np
 import xarray as xr
 
 from vi_demo import (
+    checkpoints,
     correction,
     fitting,
     guides,
@@ -26,6 +27,7 @@ from vi_demo import (
     quantities,
     record,
     restarts,
+    starts,
 )
 from vi_demo import reference as references
 from vi_demo.approximations import APPROXIMATIONS
@@ -38,6 +40,7 @@ from vi_demo.fitting.descent import Descent
 from vi_demo.fitting.objectives import TargetDraws, draws_of_target
 from vi_demo.fitting.path import follow
 from vi_demo.fitting.runner import Report, silent
+from vi_demo.identity import identity
 from vi_demo.inputs import as_target
 from vi_demo.mesh import on_its_mesh
 from vi_demo.mesh import shape as mesh_shape
@@ -108,15 +111,38 @@ def run(
         descent.refuse(target, "own" if own is not None else family.name)
     quantities.known(target, quantity)
     given = None if reference in references.METHODS else references.from_file(target, reference)
+    settings = {
+        "seed": seed,
+        "draws": draws,
+        "guide": family.name if own is None else "own",
+        "reference": str(reference),
+        "budget": budget,
+        "quantity": list(quantity),
+        "correct": correct,
+        "optimizer": optimizer,
+        "film": film,
+        "path": path,
+    }
+    trusted = given and (given.draws.points, given.log_p)
+    checkpoints.begin(
+        lambda: {
+            **identity(model, guide, data, target, trusted),
+            **{"fits": fits, **settings, "precision": precision(), "versions": versions()},
+        }
+    )
     key = jax.random.key(seed)
     asked = target
     own_fit, target = first_learned(target, family, own, key, report)
     remarks += target.remarks[len(asked.remarks) :]  # of the learning
+    if checkpoints.kept():
+        keep_what_was_timed(target)
     report("reference", 0.0, "compiling")
     if given is not None and target is asked:
-        truth = references.with_modes(target, given)
+        build = partial(references.with_modes, target, given)
     else:
-        truth = references.build(target, reference, part(key, "reference"), budget, report)
+        key_of = part(key, "reference")
+        build = partial(references.build, target, reference, key_of, budget, report)
+    truth = checkpoints.once("reference", build)
     report("reference", 1.0, truth.method)
     fit_once = each_once(target, family, key, report, own_fit, remarks, optimizer)
     judge_fit = judging(target, truth, key, draws, fits, quantity)
@@ -126,16 +152,7 @@ def run(
         "schema": SCHEMA,
         "model": record.model_summary(target),
         "settings": {
-            "seed": seed,
-            "draws": draws,
-            "guide": family.name if own is None else "own",
-            "reference": str(reference),
-            "budget": budget,
-            "quantity": list(quantity),
-            "correct": correct,
-            "optimizer": optimizer,
-            "film": film,
-            "path": path,
+            **settings,
             "mesh": mesh_shape(),
             "command": None,  # the command line writes its own here
             **circumstances(),
@@ -153,7 +170,8 @@ def run(
     if path is not None:
         report("path", 0.0, "compiling")
         ends = [fit_once(name) for name in fitting.DEFAULT]
-        followed = follow(target, family, *ends, part(key, "path"), path, report)
+        way = partial(follow, target, family, *ends, part(key, "path"), path, report)
+        followed = checkpoints.once("path", way)
         parts["path"] = record.path_tree(target, followed)
         summary["path"] = record.path_summary(followed)
     if correct:
@@ -185,10 +203,21 @@ def run(
 def circumstances() -> dict:
     """When, in which precision and on which versions a run was made."""
     return {
-        "precision": str(jnp.zeros(()).dtype),
+        "precision": precision(),
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
     }
+
+
+def keep_what_was_timed(target: Target) -> None:
+    """Decide but once in a run what depends on the clock, as how many points are affordable."""
+    if target.log_density is None:
+        return
+    vars(target)["seconds_each"] = checkpoints.once(
+        "seconds of a density", lambda: target.seconds_each
+    )
+    found = checkpoints.once("climbs", lambda: (starts.climbs(target), starts.evaluations(target)))
+    target.programs["climbs"], target.programs["evaluations"] = found
 
 
 def to_watch(
@@ -355,6 +384,11 @@ def check_settings(fits, reference, draws, budget, path) -> None:
 def part(key: jax.Array, name: str) -> jax.Array:
     """A key for one part of the work, the same whichever other parts there are."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def precision() -> str:
+    """The type that all is computed in."""
+    return str(jnp.zeros(()).dtype)
 
 
 def versions() -> dict[str, str]:

@@ -103,7 +103,9 @@ class State(NamedTuple):
     sites: tuple[Sites, ...]
     precision: np.ndarray
     shift: np.ndarray
-    guide: dist.MultivariateNormal
+    mean: Array
+    factor: Array
+    seconds: float = 0.0  # that rounds have taken
     rounds: int = 0
     level: int = 0  # of draws: four times as many in each
     damping: float = 0.5  # 1 is the whole step
@@ -113,6 +115,11 @@ class State(NamedTuple):
     lately: int = 0  # those among them in the last round
     looks: int = 0
     failed: bool = False
+
+    @property
+    def guide(self) -> dist.MultivariateNormal:
+        """The guide as it stands."""
+        return dist.MultivariateNormal(self.mean, scale_tril=self.factor)
 
 
 def refuse(target: Target) -> None:
@@ -147,7 +154,6 @@ def fitter(target: Target, family: Family, key: Array) -> Fitter:
     """Rounds of all sites at once, on the scale of the climbs."""
     frame, here = starts.to_scale(target, whole=True)
     out = jnp.diag(frame.factor) if frame.factor.ndim == 1 else frame.factor
-    began = mesh.now()
     groups: list[Factors] = []
 
     @mesh.program
@@ -163,18 +169,18 @@ def fitter(target: Target, family: Family, key: Array) -> Fitter:
         shift = shift + sum(np.asarray(total[1]) for total in totals)
         guide = gaussian(precision, shift)
         if guide is not None:
-            return State(sites, precision, shift, guide)
+            return State(sites, precision, shift, guide.loc, guide.scale_tril)
         # The first round goes the whole way from the climb's Gaussian.
-        guide = gaussian(np.eye(here.dim), np.zeros(here.dim))
-        return State(sites, precision, shift, guide, damping=1.0)
+        return State(sites, precision, shift, jnp.zeros(here.dim), jnp.eye(here.dim), damping=1.0)
 
     def advance(state):
+        began, guide = mesh.now(), state.guide
         parts, looks, skipped = [], 0, 0
         for factors, sites in zip(groups, state.sites, strict=True):
             nodes = nodes_of(sites, state.level, key)
             new, halves, bad = factors.moments(
                 *(factors.which, sites, nodes),
-                *(state.guide.loc, state.guide.covariance_matrix),
+                *(guide.loc, guide.covariance_matrix),
             )
             parts.append((new, halves))
             looks += len(bad) * len(nodes.points)
@@ -186,6 +192,7 @@ def fitter(target: Target, family: Family, key: Array) -> Fitter:
             lately=skipped,
         )
         state = damped(state, parts)
+        state = state._replace(seconds=state.seconds + mesh.now() - began)
         row = {"change": state.change, "noise": state.noise, "skipped": state.lately}
         return state, {k: np.asarray(v)[None] for k, v in (row | params_of(state.guide)).items()}
 
@@ -196,13 +203,13 @@ def fitter(target: Target, family: Family, key: Array) -> Fitter:
         if state.noise <= NOISE and not state.lately:
             return False
         left = any(sites.rank not in GRIDS for sites in state.sites) and state.level < LEVELS
-        return left and mesh.now() - began < SECONDS / 5
+        return left and state.seconds < SECONDS / 5
 
     def assess(state):
         text = f"round {state.rounds}, {state.change:.1e} nats from the last"
         if state.failed:
             return Assessment("failed", 1.0, text)
-        late = state.rounds >= MAX_ROUNDS or mesh.now() - began > SECONDS
+        late = state.rounds >= MAX_ROUNDS or state.seconds > SECONDS
         if not late and (not settled(state) or wants_more(state)):
             return Assessment(None, state.rounds / MAX_ROUNDS, text)
         good = settled(state) and state.noise <= NOISE_TOLERATED and not state.lately
@@ -260,7 +267,8 @@ def damped(state: State, parts: list) -> State:
         sites=sites,
         precision=precision,
         shift=shift,
-        guide=guide,
+        mean=guide.loc,
+        factor=guide.scale_tril,
         damping=max(damping / 2, 4 * LEAST_DAMPING) if swings else min(1.0, 1.5 * damping),
         change=change,
         noise=noise,

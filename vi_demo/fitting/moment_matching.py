@@ -78,7 +78,7 @@ class State(NamedTuple):
     gain: float
     yield_: float  # effective draws a draw of the guide
     evaluations: dict[str, int]
-    began: float  # on the clock
+    seconds: float  # that rounds have taken
     short: str = ""  # that SMC stopped short of the target, if it did
     failed: bool = False  # there is no guide of these draws
 
@@ -135,7 +135,7 @@ def fitter(
 
     def init(key):
         starts.climbs(target)  # which tempering begins at, or this
-        beginning = (np.nan, np.inf, 1.0, starts.evaluations(target), mesh.now())
+        beginning = (np.nan, np.inf, 1.0, starts.evaluations(target), 0.0)
         source, params = ("guide", begin or of_the_climbs()) if alone else ("smc", None)
         return State(key, source, (), (), params, 0, False, *beginning)
 
@@ -144,6 +144,7 @@ def fitter(
         return family.moved(unit, *starts.frame(target, family.turns))
 
     def advance(state):
+        began = mesh.now()
         key, draw_key = jax.random.split(state.key)
         state = state._replace(key=key, rounds=state.rounds + 1, refused=False)
         if target.draws is not None:
@@ -155,7 +156,8 @@ def fitter(
         else:
             state = from_guide(state, draw_key)
         state = refit(state)
-        return state, record(state)
+        spent = state.seconds + mesh.now() - began
+        return state._replace(seconds=spent), record(state)
 
     def from_smc(state, key):
         share = state.rounds / MAX_ROUNDS
@@ -244,7 +246,7 @@ def fitter(
         if target.draws is not None:
             return Assessment("converged", 1.0, text)
         more = 0.0 if alone or state.source == "smc" else WEIGHING
-        late = mesh.now() - state.began > seconds + more
+        late = state.seconds > seconds + more
         hopeless = begin is not None and bool(state.short) and state.rounds >= PATIENCE
         last = state.rounds >= MAX_ROUNDS or late or hopeless
         dearer = coarser * MEAN_ERROR_TOLERATED

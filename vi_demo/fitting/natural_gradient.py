@@ -122,14 +122,16 @@ class Progress(NamedTuple):
     """All starts, the rounds that they have been through, and what was counted in those.
 
     Of many starts, those that have met on the same draws go on as one: `lane` says for each start
-    which of `every` it is, `held` that they have not been gathered yet. `noise` makes batches;
-    `base` (n, d) is what ends are told by. In between two supplies of noise a round is not `over`.
+    which of `every` it is, `held` that they have not been gathered yet. `noise` is the key of the
+    sequence that batches are made of, `drawn` how much of it they have used up; `base` (n, d) is
+    what ends are told by. In between two supplies of noise a round is not `over`.
     """
 
     every: State
     lane: np.ndarray
     held: bool
-    noise: qmc.Sobol
+    noise: Array
+    drawn: int
     base: Array
     rounds: int = 0
     over: bool = False
@@ -174,10 +176,9 @@ def fitter(target: Target, family: Family, at: Array | None = None) -> Fitter:
             places = starts.narrow(at, family.turns)
         else:
             places = starts.places(target, family.turns, start_key, STARTS)
-        sequence = sobol(noise_key, dim)
-        every, base = beginning(places), supply(sequence, 1, BASE_DRAWS)[0]
+        every, base = beginning(places), supply(sobol(noise_key, dim), 1, BASE_DRAWS)[0]
         lane = np.arange(len(every.done))
-        return Progress(every, lane, len(lane) > LANES, sequence, base)
+        return Progress(every, lane, len(lane) > LANES, noise_key, BASE_DRAWS // 2, base)
 
     def advance(state):
         if state.over:
@@ -186,7 +187,9 @@ def fitter(target: Target, family: Family, at: Array | None = None) -> Fitter:
             steps -= every.steps[state.lane]  # of those that have settled, and stay as they are
             state = state._replace(every=every, rounds=state.rounds + 1, steps=steps, over=False)
         handful = handfuls[min(state.rounds, len(handfuls) - 1)]
-        drawn = supply(state.noise, max(handful, min(SUPPLY, most)), size)
+        batches = max(handful, min(SUPPLY, most))
+        drawn = supply(sobol(state.noise, dim, state.drawn), batches, size)
+        state = state._replace(drawn=state.drawn + batches * size // 2)
         wanted = TOLERANCE if state.rounds else ROUGHLY
         found = jax.device_get(descend(state.every, drawn, handful, wanted, state.held))
         every, end, volume, rows, elbos, params = found

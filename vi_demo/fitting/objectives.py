@@ -105,10 +105,11 @@ def normal_noise(key: Array, number: int, dim: int, whiten: bool = True) -> Arra
     return jnp.asarray(noise)
 
 
-def sobol(key: Array, dim: int) -> qmc.Sobol:
-    """A scrambled Sobol sequence, the same for the same key of JAX's."""
+def sobol(key: Array, dim: int, drawn: int = 0) -> qmc.Sobol:
+    """A scrambled Sobol sequence, the same for the same key of JAX's, after so many points."""
     seed = np.asarray(jax.random.key_data(key)).ravel()
-    return qmc.Sobol(dim, rng=np.random.default_rng(seed))
+    sequence = qmc.Sobol(dim, rng=np.random.default_rng(seed))
+    return sequence.fast_forward(drawn) if drawn else sequence
 
 
 def normal_of(sequence: qmc.Sobol, number: int) -> np.ndarray:

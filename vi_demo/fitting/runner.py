@@ -2,7 +2,8 @@
 
 A fitter is a named tuple of functions on a state: compiled chunks of steps go in a row, and
 between two chunks the loop reports progress, keeps what there is to look at, and asks whether
-to stop. What the next step needs is the state; what one only looks at is the info.
+to stop. What the next step needs is the state; what one only looks at is the info. Where
+checkpoints are kept, a fit that was interrupted goes on from both.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vi_demo import checkpoints
 from vi_demo.fitting.objectives import TargetDraws
 from vi_demo.frames import Frame
 from vi_demo.guides import Family
@@ -94,18 +96,21 @@ def run(
     fitter: Fitter, key: jax.Array, divergence: str, family: Family, report: Report = silent
 ) -> Fit:
     """Run a fitter until it says that it has converged, is out of steps, or has failed."""
-    infos = []
-    with clock() as seconds:
-        state = fitter.init(key)
-        while True:
+    track = checkpoints.of_fit(f"{divergence} by {fitter.name}")
+    with clock() as elapsed:
+        # One that goes on begins as well: what sets up programs and fixed draws is no state.
+        state, infos = track.taken_up(fitter.init(key))
+        assessment = fitter.assess(state) if infos else None
+        while assessment is None or assessment.status is None:
             state, info = fitter.advance(state)
             infos.append(jax.device_get(info))
             assessment = fitter.assess(state)
             report(divergence, assessment.share, assessment.text)
-            if assessment.status is not None:
-                break
+            track.keep(state, infos, elapsed())
         fields = fitter.finish(state)
+        spent = elapsed()
     history = thinned({k: np.concatenate([i[k] for i in infos]) for k in infos[0]})
+    track.keep(state, [history.copy()], spent)
     for k in fields["params"]:
         if k in history and fields.get("restarts"):
             history[k] = history[k][:, fields.get("best", 0)]
@@ -116,7 +121,7 @@ def run(
         fitter=fitter.name,
         family=family,
         status=assessment.status,
-        seconds=seconds,
+        seconds=track.in_all(spent),
         history=history,
         **fields,
     )
@@ -154,14 +159,14 @@ def choose(condition: jax.Array, yes, no):
 
 
 @contextmanager
-def clock() -> Iterator[dict[str, float]]:
-    """Wall seconds of a block, split into tracing and compiling, and the rest."""
-    seconds = {"compile": 0.0, "run": 0.0}
+def clock() -> Iterator[Callable[[], dict[str, float]]]:
+    """Wall seconds in a block so far, split into tracing and compiling, and the rest."""
     start = time.perf_counter()
+
+    def elapsed():
+        now = time.perf_counter()
+        compiled = covered(spans, start, now)
+        return {"compile": compiled, "run": now - start - compiled}
+
     with compiling() as spans:
-        try:
-            yield seconds
-        finally:
-            end = time.perf_counter()
-            seconds["compile"] = covered(spans, start, end)
-            seconds["run"] = end - start - seconds["compile"]
+        yield elapsed
