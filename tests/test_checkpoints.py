@@ -18,6 +18,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from started import bits
 
 import vi_demo
 from vi_demo import checkpoints, fitting, guides, loading, packing, results
@@ -38,7 +39,6 @@ def model(x, y=None):
     numpyro.sample("y", dist.StudentT(3, a + b * x, 0.5), obs=y)
 '''
 WORDS = "divergence", "fitter", "status", "notes"
-CLOCKED = {"seconds", "made", "command"}
 
 
 class Killed(BaseException):
@@ -251,22 +251,6 @@ def tiny(report=lambda *_: None, **settings):
     target = Target.from_log_density(lambda z: -0.5 * z @ z - 0.1 * (z**4).sum(), 1, "tiny")
     settings = {"draws": 200, "optimizer": "adam", "film": False, **settings}
     return vi_demo.run(target, report=report, **settings)
-
-
-def bits(run):
-    """What a run holds, but for what the clock says."""
-
-    def without_clocks(told):
-        if isinstance(told, dict):
-            return {k: without_clocks(v) for k, v in told.items() if k not in CLOCKED}
-        return [*map(without_clocks, told)] if isinstance(told, list) else told
-
-    arrays = {
-        f"{node.path}/{k}": (v.dtype, v.values.tobytes())
-        for node in run.subtree
-        for k, v in node.variables.items()
-    }
-    return arrays, without_clocks(vi_demo.summary(run))
 
 
 @pytest.fixture(scope="module")

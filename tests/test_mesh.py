@@ -1,17 +1,13 @@
 """The same numbers on every mesh of devices, and what moves between them."""
 
 import json
-import os
 import re
-import socket
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from subprocess import PIPE
 
 import jax
 import numpy as np
 import pytest
+from started import free_port, started
 
 from vi_demo import mesh
 from vi_demo.errors import InputError
@@ -36,13 +32,13 @@ import json, sys
 import jax
 jax.config.update("jax_enable_x64", True)
 import vi_demo
-from vi_demo import mesh
+from vi_demo import processes
 from vi_demo.target import Target
 Target.seconds_each = 1e-6  # what the clock says must not decide here
 
 found = []
 if len(sys.argv) > 3:
-    mesh.join(sys.argv[3], 2, int(sys.argv[4]))
+    processes.join(sys.argv[3], 2, int(sys.argv[4]))
 for asked in json.loads(sys.argv[2]):
     run = vi_demo.run(sys.argv[1], mesh=asked, draws=1000, budget=1000)
     found.append(vi_demo.summary(run) | {
@@ -52,15 +48,8 @@ for asked in json.loads(sys.argv[2]):
     })
 print(json.dumps(found, default=str))
 if len(sys.argv) > 3:
-    mesh.leave()
+    processes.leave()
 """
-
-
-def started(*command, devices=8):
-    """A Python process on so many virtual devices."""
-    env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
-    command = [sys.executable, *map(str, command)]
-    return subprocess.Popen(command, env=env, stdout=PIPE, stderr=PIPE, text=True)
 
 
 def printed(process):
@@ -72,20 +61,6 @@ def printed(process):
 
 def with_devices(code, *arguments, devices=8):
     return printed(started("-c", code, *arguments, devices=devices))
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-LINE = """
-import numpyro, numpyro.distributions as dist
-
-def model():
-    numpyro.sample("x", dist.Normal(1.0, 2.0))
-"""
 
 
 def leaves(tree, path=""):
@@ -133,6 +108,7 @@ LOOKS = """
 import json, re, sys
 import jax, numpy as np
 jax.config.update("jax_enable_x64", True)
+from started import free_port, started
 from vi_demo import mesh
 from vi_demo.inputs import as_target
 
@@ -201,48 +177,3 @@ def test_what_is_no_mesh_is_refused(asked):
 def test_more_devices_than_there_are_are_refused():
     with pytest.raises(InputError, match=r"needs 4096 devices and there .* JAX_NUM_CPU_DEVICES"):
         mesh.made(2048, 2)
-
-
-def processes(folder, *arguments):
-    """The two processes of one command."""
-    where = f"127.0.0.1:{free_port()}"
-    command = ["-m", "vi_demo.cli", *arguments, "--coordinator", where, "--processes", 2]
-    return [started(*command, "--process", k, "--out", folder / str(k), devices=1) for k in (0, 1)]
-
-
-def test_of_two_processes_the_first_alone_speaks_and_writes(tmp_path):
-    file = tmp_path / "line.py"
-    file.write_text(LINE)
-    first, second = processes(tmp_path, "run", file, "--json", "--no-film")
-    said, told = first.communicate(timeout=300)
-    assert first.returncode == 0, told
-    assert json.loads(said)["settings"]["mesh"] == {"draws": 2, "rows": 1}
-    assert second.communicate()[0] == ""
-    assert second.returncode == 0 and not (tmp_path / "1").exists()
-    assert (tmp_path / "0" / "report.html").exists()
-
-
-def test_a_process_that_dies_stops_the_other_in_a_line(tmp_path):
-    file = tmp_path / "line.py"
-    file.write_text(LINE)
-    first, second = processes(tmp_path, "run", file)
-    for line in first.stderr:
-        if line.startswith("model"):
-            break
-    second.kill()
-    second.communicate()
-    _, said = first.communicate(timeout=60)
-    assert first.returncode == 1
-    last = said.strip().splitlines()[-1]
-    assert last == (
-        "vi-demo: another process of this run is gone, so this one stops; see what it said."
-    )
-    assert not (tmp_path / "0").exists()
-
-
-def test_processes_that_nobody_started_are_told_how(tmp_path):
-    process = started("-m", "vi_demo.cli", "run", "bimodal", "--distributed", "--out", tmp_path)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 2
-    assert "no other processes were found" in said and "--coordinator HOST:PORT" in said
-    assert len(said.strip().splitlines()) == 1

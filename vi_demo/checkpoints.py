@@ -9,7 +9,8 @@ Orbax keeps them: each is a folder that has another name until it is whole, and 
 stay. In it are the arrays, and JSON that says what they make up (see `packing`) with checksums of
 both. One that does not add up is damaged, and the one before is taken.
 
-Inside the block `with Checkpoints(folder): ...` every run keeps its own; elsewhere none does.
+Inside the block `with Checkpoints(folder): ...` every run keeps its own; elsewhere none does. Of
+several processes the first writes and reads them, and tells the others what is in them.
 """
 
 from __future__ import annotations
@@ -32,8 +33,10 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from vi_demo import mesh
 from vi_demo.errors import InputError, Terminated, is_full, text_of
 from vi_demo.packing import Packed, packed, unpacked
 
@@ -74,6 +77,7 @@ class Checkpoints:
         self._counted: Counter = Counter()
         self._last, self._new, self._trouble = time.monotonic(), False, ""
         self._anew = self._writing = self._asked = self._main = False
+        self._first = True
 
     def __enter__(self) -> Checkpoints:
         self._token = _current.set(self)
@@ -103,6 +107,8 @@ class Checkpoints:
             self._write()
         if self._steps():
             return f"terminated; the same command with --resume goes on from {self.folder}."
+        if not self._first:
+            return "terminated; the first process keeps the checkpoint."
         return "terminated; there was nothing yet to keep in a checkpoint."
 
     # What runs tell
@@ -114,29 +120,35 @@ class Checkpoints:
         """
         self.identity = json.loads(json.dumps({"form": FORM, **identity}))
         self.parts, self._counted, self._new = {}, Counter(), False
-        steps = self._steps()
+        self._first = mesh.is_first()
+        steps = self._steps() if self._first else []
         self._anew = bool(steps) and not self.resume
         if self._anew:
             self.tell(f"beginning anew; --resume goes on from what {self.folder} still holds.")
         if self.resume:
             found = next(filter(None, map(self._read, reversed(steps))), None)
-            if found is None:
+            words, numbers = map(mesh.told, found or (b"", b""))
+            if words:
+                self._take(json.loads(words), np.frombuffer(numbers, np.uint8))
+            elif self._first:
                 self.tell(f"beginning anew; no whole checkpoint is in {self.folder}.")
-            else:
-                self._take(found)
         self._last = time.monotonic()
 
-    def _take(self, found: tuple[dict, dict, str]) -> None:
-        identity, parts, made = found
-        other = differences(identity, self.identity)
+    def _take(self, known: dict, numbers: np.ndarray) -> None:
+        other = differences(known["identity"], self.identity)
         if other:
             named = "; ".join(other[:MOST_NAMED])
             raise InputError(
                 f"{self.folder} holds a checkpoint of another run: {named}; run that one with "
                 "--resume, or leave --resume out to begin this one anew."
             )
-        self.parts = parts
-        self.tell(f"going on from the checkpoint of {made}.")
+        arrays = cut(numbers, known["arrays"])
+        self.parts = {
+            name: Packed(described, list(itertools.islice(arrays, number)))
+            for name, number, described in known["parts"]
+        }
+        if self._first:
+            self.tell(f"going on from the checkpoint of {known['made']}.")
 
     def once(self, name: str, make: Callable[[], Any]):
         """What a stage has made: taken from the checkpoint, or made now and kept."""
@@ -154,13 +166,14 @@ class Checkpoints:
 
     def keep(self, name: str, part: Callable[[], Packed]) -> None:
         """Have a part in the checkpoints from now on, and write one if it is time."""
-        self.parts[name], self._new = part, True
-        if time.monotonic() - self._last >= self.seconds:
+        self.parts[name], self._new = part, self._first
+        if self._first and time.monotonic() - self._last >= self.seconds:
             self._write()
 
     def remove(self) -> None:
         """Leave none behind: the run is saved."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._first:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     # What is on the disk
 
@@ -168,16 +181,21 @@ class Checkpoints:
     def _manager(self):
         import orbax.checkpoint as ocp  # takes half a second, and is not wanted elsewhere
 
+        several = jax.process_count() > 1
+        alone = ocp.options.MultiprocessingOptions(active_processes={0} if several else None)
+        self.folder.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=KEPT,
             enable_async_checkpointing=False,
             cleanup_tmp_directories=True,
             save_root_metadata=False,
+            create=False,
+            multiprocessing_options=alone,
         )
         return ocp.CheckpointManager(self.folder, options=options)
 
     def _steps(self) -> list[int]:
-        if not self.folder.is_dir():
+        if not (self._first and self.folder.is_dir()):
             return []
         with hushed():
             return sorted(self._manager.all_steps())
@@ -231,8 +249,8 @@ class Checkpoints:
                 self._manager.delete(step)
         self._anew = False
 
-    def _read(self, step: int) -> tuple[dict, dict, str] | None:
-        """The identity and the parts in one of them, and when it was made; None if damaged."""
+    def _read(self, step: int) -> tuple[bytes, bytes] | None:
+        """The JSON and the bytes of all arrays in one of them; None if it is damaged."""
         import orbax.checkpoint as ocp
 
         try:
@@ -255,12 +273,7 @@ class Checkpoints:
             why = text_of(error).partition(". ")[0][:100]
             self.tell(f"the checkpoint {self.folder / str(step)} is damaged and left out ({why}).")
             return None
-        arrays = iter(cut(read.numbers, known["arrays"]))
-        parts = {
-            name: Packed(told, list(itertools.islice(arrays, number)))
-            for name, number, told in known["parts"]
-        }
-        return known["identity"], parts, known["made"]
+        return json.dumps(known).encode(), read.numbers.tobytes()
 
 
 class Track:

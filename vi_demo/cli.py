@@ -31,7 +31,6 @@ FILMS = ("mp4", "gif", "webp")
 PICTURES = ("fit", "evidence", "path")  # those of a run that are files of their own
 EXPLORER = "explorer.html"
 CACHE_SWITCH = "VI_DEMO_CACHE"
-LOST = "Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED"  # what JAX says of a process that is gone
 NO_USABLE_FIT, INTERRUPTED, TERMINATED = 3, 130, 143
 CHECKPOINT = 60.0  # seconds between two, unless told otherwise
 
@@ -62,9 +61,8 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        if lost_another(error):
-            complain("another process of this run is gone, so this one stops; see what it said.")
-            os._exit(1)  # to take leave of it would take minutes, and end in a dump
+        if "vi_demo.processes" in sys.modules:
+            sys.modules["vi_demo.processes"].wait_if_lost(error)
         words = " ".join(str(error).split())[:300]
         complain(
             f"an error inside vi-demo, {type(error).__name__}: {words} "
@@ -292,7 +290,7 @@ def run(
         spans = watched.enter_context(compiling())
         kept = keeping(out, checkpoint, resume)
         watched.enter_context(kept or contextlib.nullcontext())
-        from vi_demo import mesh, study
+        from vi_demo import processes, study
 
         tree = in_either_precision(
             study.run,
@@ -303,7 +301,7 @@ def run(
             **settings,
         )
         if not first:
-            mesh.leave()
+            processes.leave()
         command = [word for word in typed if word != "--resume"]  # as it makes the whole run
         results.note_command(tree, shlex.join(["vi-demo", *command]))
         report("save", 0.0, "drawing")
@@ -327,7 +325,7 @@ def run(
     if timings and not quiet:
         terminal.show_timings(seconds, aside=as_json)
     if distributed:
-        mesh.leave()
+        processes.leave()
     usable = any(fit["verdict"] in results.USABLE for fit in summary["fits"].values())
     return NO_USABLE_FIT if strict and not usable else 0
 
@@ -711,23 +709,12 @@ def prepare_jax() -> None:
 
 
 def joined(*others) -> bool:
-    """Make this process one of many, of which the first alone is heard; whether it is that.
-
-    What the processes' transport prints is no output of ours: it goes nowhere.
-    """
+    """Make this process one of many; whether it is the first, which alone is heard."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # of what it does for us it would warn
     prepare_jax()
-    from vi_demo import mesh
+    from vi_demo import processes
 
-    sys.stdout.flush()
-    sys.stdout = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-    return mesh.join(*others)
-
-
-def lost_another(error: Exception) -> bool:
-    """Whether something went wrong because another process of the same run is gone."""
-    return type(error).__name__ == "JaxRuntimeError" and any(w in str(error) for w in LOST)
+    return processes.join(*others)
 
 
 def in_either_precision(work, *arguments, **settings):

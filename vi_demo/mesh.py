@@ -8,9 +8,7 @@ nothing else knows how many there are: one device is the mesh (1, 1).
 from __future__ import annotations
 
 import functools
-import os
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,11 +19,10 @@ from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from vi_demo.errors import InputError, text_of
+from vi_demo.errors import InputError
 
 DRAWS, ROWS = "draws", "rows"
 AUTO = "auto"
-HEARTBEAT = 30  # seconds without a word from a process, after which the others stop
 BEGAN = time.perf_counter()
 _used: list[Mesh] = []
 
@@ -79,35 +76,6 @@ def made(draws: int, rows: int) -> Mesh:
     return jax.make_mesh((draws, rows), (DRAWS, ROWS), types, devices=devices[: draws * rows])
 
 
-def join(coordinator: str | None, processes: int | None, process: int | None) -> bool:
-    """Make this process one of many, which a launcher knows of or these say; whether it is first.
-
-    JAX reads Slurm's, Open MPI's and Kubernetes' environments. Raises `InputError` where nothing
-    says who the others are, or they do not come.
-    """
-    jax.config.update("jax_enable_recoverability", True)  # else JAX ends this one by a dump
-    try:
-        jax.distributed.initialize(
-            coordinator, processes, process, heartbeat_timeout_seconds=HEARTBEAT
-        )
-    except (RuntimeError, ValueError) as error:
-        raise InputError(
-            f"no other processes were found ({text_of(error)}); start each with "
-            "--coordinator HOST:PORT --processes N --process I, or under Slurm, MPI or Kubernetes."
-        ) from error
-    return jax.process_index() == 0
-
-
-def leave() -> None:
-    """Wait until all processes of a run are done; the others then go before the first, which JAX
-    would take for gone too early.
-    """
-    multihost_utils.sync_global_devices("done")
-    if jax.process_index() > 0:
-        sys.stdout.flush()
-        os._exit(0)
-
-
 def current() -> Mesh:
     """The mesh in use."""
     if not _used:
@@ -152,6 +120,20 @@ def agreed(number: float) -> float:
     return float(multihost_utils.broadcast_one_to_all(np.asarray(number, float)))
 
 
+def is_first() -> bool:
+    """Whether this is the first process, or the only one."""
+    return jax.process_index() == 0
+
+
+def told(words: bytes) -> bytes:
+    """What the first process says; what others would say is not heard."""
+    if jax.process_count() == 1:
+        return words
+    number = int(agreed(len(words)))
+    mine = np.frombuffer(words, np.uint8) if is_first() else np.zeros(number, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(mine)).tobytes() if number else b""
+
+
 def laid_out(axis: str, x) -> Array:
     """An array held in parts: each device has its own along the axis, and no more."""
     return jax.device_put(x, NamedSharding(current(), PartitionSpec(axis)))
@@ -160,3 +142,8 @@ def laid_out(axis: str, x) -> Array:
 def shape() -> dict[str, int]:
     """The axes and how many devices each has."""
     return {axis: size(axis) for axis in (DRAWS, ROWS)}
+
+
+def words() -> str:
+    """The mesh as `--mesh` takes it."""
+    return ",".join(f"{axis}={number}" for axis, number in shape().items())

@@ -44,6 +44,7 @@ from vi_demo.identity import identity
 from vi_demo.inputs import as_target
 from vi_demo.mesh import on_its_mesh
 from vi_demo.mesh import shape as mesh_shape
+from vi_demo.mesh import words as mesh_words
 from vi_demo.results import SCHEMA
 from vi_demo.target import Target
 from vi_demo.verdict import Judged, judge, of_quantities
@@ -128,6 +129,7 @@ def run(
         lambda: {
             **identity(model, guide, data, target, trusted),
             **{"fits": fits, **settings, "precision": precision(), "versions": versions()},
+            **{"mesh": mesh_words(), "processes": jax.process_count()},
         }
     )
     key = jax.random.key(seed)

@@ -1,0 +1,40 @@
+"""Processes that tests start, and what there is to compare of the runs they make."""
+
+import os
+import socket
+import subprocess
+import sys
+from subprocess import PIPE
+
+import vi_demo
+
+CLOCKED = {"seconds", "made", "command"}
+
+
+def started(*command, devices=8):
+    """A Python process on so many virtual devices."""
+    env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
+    command = [sys.executable, *map(str, command)]
+    return subprocess.Popen(command, env=env, stdout=PIPE, stderr=PIPE, text=True)
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def bits(run):
+    """What a run holds, but for what the clock says."""
+
+    def without_clocks(told):
+        if isinstance(told, dict):
+            return {k: without_clocks(v) for k, v in told.items() if k not in CLOCKED}
+        return [*map(without_clocks, told)] if isinstance(told, list) else told
+
+    arrays = {
+        f"{node.path}/{k}": (v.dtype, v.values.tobytes())
+        for node in run.subtree
+        for k, v in node.variables.items()
+    }
+    return arrays, without_clocks(vi_demo.summary(run))
