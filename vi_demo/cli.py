@@ -147,6 +147,12 @@ def vi_demo() -> None:
     "--data", metavar="FILE", help="csv, json, npz, netCDF, zarr or Parquet; names = arguments."
 )
 @click.option(
+    "--stream",
+    is_flag=True,
+    help="Read rows of a Parquet or zarr FILE as they are wanted, as is done with more than a "
+    "gigabyte of them.",
+)
+@click.option(
     "--fit",
     "fits",
     multiple=True,
@@ -248,6 +254,7 @@ def run(
     typed,
     model,
     data,
+    stream,
     fits,
     out,
     checkpoint,
@@ -282,7 +289,7 @@ def run(
         report = timed.watching(bars)
         report("start", 0.0, f"importing {model} and what it needs")
         of_draws = drawn.is_file(model)
-        loaded = model if of_draws else loading.load(model, data)
+        loaded = model if of_draws else loading.load(model, data, stream=stream or None)
         out = Path(out or Path("runs") / (Path(model).stem if of_draws else loaded.name))
         results.check_folder(out)
         report("start", 0.5, "importing JAX and NumPyro")

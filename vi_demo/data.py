@@ -25,7 +25,7 @@ def checked(value, where: str, own: bool):
     if isinstance(value, float | complex | np.number):
         return value if own else finite(value, where)
     if isinstance(value, list):
-        return _numeric(_rectangular(value, where), value, where, own)
+        return numbers(_rectangular(value, where), value, where, own)
     try:
         # Asked of the type, as a class such as np.float32 may be a value too.
         numeric = hasattr(type(value), "__array__") and not isinstance(value, str)
@@ -38,9 +38,9 @@ def checked(value, where: str, own: bool):
                 f"{where} has masked values, whose mask would be lost; fill them in and mask them "
                 "in the model."
             )
-        numbers = _numeric(array, array, where, own)
+        found = numbers(array, array, where, own)
         # A JAX array stays one: a model may index it by a traced value, a NumPy array it may not.
-        return value if type(value).__module__.startswith("jax") else numbers
+        return value if type(value).__module__.startswith("jax") else found
     if own:
         return value
     raise InputError(
@@ -61,7 +61,8 @@ def _rectangular(rows: list, where: str) -> np.ndarray:
         ) from error
 
 
-def _numeric(array: np.ndarray, cells, where: str, own: bool) -> np.ndarray:
+def numbers(array: np.ndarray, cells, where: str, own: bool) -> np.ndarray:
+    """An array as numbers, reals in double precision; finite ones, unless it is the user's own."""
     if array.dtype.kind == "f":
         array = array.astype(np.float64, copy=False)
     if array.dtype.kind in "biufc":

@@ -45,8 +45,8 @@ def seen_from(target: Target, frame: Frame) -> Target:
     def at(fn):
         return fn and (lambda u, *others: fn(frame.out(u), *others))
 
-    def estimate(u, key, parameters=None):
-        return target.estimate(frame.out(u), key, parameters) + volume
+    def estimate(u, *others):
+        return target.estimate(frame.out(u), *others) + volume
 
     return replace(
         target,

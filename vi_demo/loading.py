@@ -19,6 +19,7 @@ from vi_demo.errors import InputError
 from vi_demo.importing import as_a_script, import_file, import_path, run
 from vi_demo.reading import read
 from vi_demo.signatures import Takes, by_name, function_of, states_a_model, takes_of
+from vi_demo.streamed import Column
 
 
 class Loaded(NamedTuple):
@@ -48,14 +49,17 @@ class Given(NamedTuple):
     own: bool = True  # from the user's own code, which may hand its model more than numbers
 
 
-def load(spec: str, data_file: str | None = None, *, bare: bool = False) -> Loaded:
+def load(
+    spec: str, data_file: str | None = None, *, bare: bool = False, stream: bool | None = None
+) -> Loaded:
     """The model that `spec` names, with its data checked against the model's arguments.
 
     `spec` is `path/file.py[:function]`, `package.module:function` or a bundled name. The data
     are what the file's `data()` returns, or all of `data_file` instead, where one is given; with
     `bare` there are none, for a model that is called with others. Arrays and lists come back as
-    NumPy arrays, reals as float64; whatever else `data()` returns is passed on as it is. Raises
-    `InputError` for whatever cannot be used.
+    NumPy arrays, reals as float64; whatever else `data()` returns is passed on as it is. Rows of a
+    large Parquet or zarr file stay on the disk, of any with `stream`. Raises `InputError` for
+    whatever cannot be used.
     """
     label, file, function = _find(spec)
     with as_a_script(label):
@@ -64,7 +68,7 @@ def load(spec: str, data_file: str | None = None, *, bare: bool = False) -> Load
         takes = takes_of(model, function)
         given = _own_data(module, takes, label) if data_file is None and not bare else None
     if not bare:
-        given = given or _from_file(str(data_file), takes)
+        given = given or _from_file(str(data_file), takes, stream)
         given = _without_others(given, takes, module)
     data = {} if bare else _accepted(given, takes)
     return Loaded(
@@ -271,9 +275,9 @@ def _placed(values: tuple, takes: Takes, by: str) -> dict[str, Any]:
     return placed if takes.rest is None else placed | {takes.rest: values[len(names) :]}
 
 
-def _from_file(name: str, takes: Takes) -> Given:
+def _from_file(name: str, takes: Takes, stream: bool | None = None) -> Given:
     """What a data file holds."""
-    return Given(name, read(name, takes), f"{name} lacks", "add it to the file", own=False)
+    return Given(name, read(name, takes, stream), f"{name} lacks", "add it to the file", own=False)
 
 
 def _without_others(given: Given, takes: Takes, module: ModuleType) -> Given:
@@ -308,6 +312,8 @@ def _is_numpyros(function: Callable) -> bool:
 
 def _checked(name: str, given: Given, takes: Takes):
     value, where = given.values[name], f"{given.by}: {name}"
+    if isinstance(value, Column):  # is checked as it is read
+        return value
     if name == takes.rest and isinstance(value, tuple):
         return tuple(checked(v, f"{where}[{i}]", given.own) for i, v in enumerate(value))
     return checked(value, where, given.own)

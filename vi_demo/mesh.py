@@ -139,6 +139,24 @@ def laid_out(axis: str, x) -> Array:
     return jax.device_put(x, NamedSharding(current(), PartitionSpec(axis)))
 
 
+def from_parts(axis: str, number: int, part: Callable):
+    """Arrays laid along an axis of so many devices, `part(k)` being what the k-th of them holds:
+    each process is asked for its own.
+    """
+    spec = NamedSharding(current(), PartitionSpec(axis if number > 1 else None))
+    mine = spec.addressable_devices_indices_map((number,)).values()
+    parts = {k: part(k) for k in {rows.start or 0 for (rows,) in mine}}
+
+    def joined(*held):
+        own, length = dict(zip(parts, held, strict=True)), len(held[0])
+        whole = number * length, *held[0].shape[1:]
+        return jax.make_array_from_callback(
+            whole, spec, lambda index: own[(index[0].start or 0) // length]
+        )
+
+    return jax.tree.map(joined, *parts.values())
+
+
 def shape() -> dict[str, int]:
     """The axes and how many devices each has."""
     return {axis: size(axis) for axis in (DRAWS, ROWS)}

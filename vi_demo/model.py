@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from copy import copy
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ from numpyro.infer.util import (
 )
 from numpyro.primitives import Messenger
 
-from vi_demo import mesh
+from vi_demo import mesh, streamed
 from vi_demo.data import finite
 from vi_demo.errors import InputError
 from vi_demo.refusals import refuse_misfit, refuse_unusable, stopped_by, where
@@ -152,8 +152,13 @@ class Model:
         refuse_misfit(model, data, name)
         self.name, self.key = name, key
         self.held: dict = {}  # parameters that were learned
-        self.data = {k: _in_precision(v) for k, v in data.items()}
+        self.table = streamed.table_of(data)  # whose rows stay on the disk
+        head = self.table.head if self.table else {}
+        if self.table:  # every row is looked at once, by one of the processes
+            self.table.check(jax.process_index(), jax.process_count())
+        self.data = {k: _in_precision(head.get(k, v)) for k, v in data.items()}
         self._model = model
+        self.walks: dict[tuple[int, int], streamed.Walk] = {}
         self.subsampled: dict[str, tuple[int, int]] = {}
         self.sized_by: dict[str, str] = {}
         trace = self._first_look()
@@ -163,6 +168,9 @@ class Model:
             if site["type"] == "plate" and (site["args"][1] or site["args"][0]) < site["args"][0]
         }
         self.remarks: tuple[str, ...] = ()
+        self.held_rows = {k: n for k, (n, _) in self.subsampled.items()}
+        if self.table:
+            self._know_of_all_rows()
         self.splits = False  # whether each device holds rows of its own
         if self.subsampled:  # rows are looked up by indices that JAX traces
             self.data = _on_device(self.data)
@@ -184,6 +192,11 @@ class Model:
         self._refuse_missing()
         self.idle = self._idle()
         self.parameters = self._that_matter(self.parameters)
+        if self.table and not self.chunked:
+            raise InputError(
+                f"{name}: rows that stay on the disk are looked at one by one, and a latent or "
+                "discrete site of this model has entries for each; hold fewer rows in memory."
+            )
         self.splits = self._splits()
         self._lay_out()
 
@@ -205,12 +218,12 @@ class Model:
         """Have each device hold its part of the rows, where it can, and say where it cannot."""
         if mesh.size(mesh.ROWS) == 1:
             return
-        if self.splits:
+        if self.splits and not self.table:
             self.data |= {k: mesh.laid_out(mesh.ROWS, v) for k, v in self._row_data.items()}
         whole = [
             k
             for k, v in self.observed.items()
-            if not mesh.divides(mesh.ROWS, len(np.atleast_1d(v)))
+            if not (self.table or mesh.divides(mesh.ROWS, len(np.atleast_1d(v))))
         ]
         if self.chunked and not self.splits:
             whole = [self.chunked]
@@ -239,7 +252,7 @@ class Model:
 
     def some_rows(self, rows: Mapping[str, Array]) -> Callable:
         """The model to run on these rows of some plates and on all of the others."""
-        every = {k: jnp.arange(n) for k, (n, _) in self.subsampled.items()}
+        every = {k: jnp.arange(n) for k, n in self.held_rows.items()}
         return self.on_rows(self._model, {**every, **rows})
 
     def on_rows(self, fn: Callable, rows: Mapping[str, Array]) -> Callable:
@@ -270,20 +283,43 @@ class Model:
         """Log p(z, data) in nats; a long subsampled plate is walked through in chunks."""
         if self.chunked is None:
             return self._log_density(z, parameters, {})
+
+        @jax.custom_jvp
+        def summed(z, parameters):
+            return self._over_rows(lambda here, *at: here._log_density(*at), z, parameters)
+
+        @summed.defjvp
+        def with_slope(at, directions):
+            # The slope comes along in the same walk, which backwards would be a second one.
+            def both(here, z, parameters, rows):
+                at_rows = lambda at: here._log_density(*at, rows)  # noqa: E731
+                return jax.value_and_grad(at_rows)((z, parameters))
+
+            value, slope = self._over_rows(both, *at)
+            products = jax.tree.map(lambda s, d: jnp.sum(s * d), slope, directions)
+            return value, sum(jax.tree.leaves(products))
+
+        return summed(z, parameters)
+
+    def _over_rows(self, fn: Callable, z: Array, parameters: Mapping | None):
+        """The sum of `fn(model, z, parameters, rows)` over chunks of all rows, the prior's share
+        in each: `fn` is the log density or a slope of it.
+        """
         everywhere, axis = PartitionSpec(), mesh.ROWS if self.splits else None
         walked = jax.shard_map(
-            partial(self._walked, axis),
+            partial(self._walked, fn, axis),
             mesh=mesh.current(),
             in_specs=(PartitionSpec(axis), everywhere, everywhere),
             out_specs=everywhere,
-            axis_names={mesh.ROWS},
+            # What is read from the disk is read by each device for itself.
+            axis_names={mesh.ROWS, mesh.DRAWS} if self.table else {mesh.ROWS},
         )
-        return walked(self._row_data, z, parameters)
+        return walked({} if self.table else self._row_data, z, parameters)
 
     @property
     def _row_data(self) -> dict[str, Array]:
         """The arguments that hold something for each row of the plate that is chunked."""
-        rows = self.subsampled[self.chunked][:1]
+        rows = (self.held_rows[self.chunked],)
         return {k: v for k, v in self.data.items() if is_array(v) and jnp.shape(v)[:1] == rows}
 
     def _splits(self) -> bool:
@@ -294,6 +330,8 @@ class Model:
         size = self.subsampled[self.chunked][0] if self.chunked else 0
         if not mesh.divides(mesh.ROWS, size):
             return False
+        if self.table:
+            return True
         own, few = size - size // mesh.size(mesh.ROWS), jnp.arange(SPLIT)
         last = copy(self)
         last.data = self.data | {k: v[own:] for k, v in self._row_data.items()}
@@ -303,39 +341,129 @@ class Model:
         )
         return bool(jnp.allclose(*values, rtol=1e-9, equal_nan=True))
 
-    def _walked(self, axis, held, z, parameters):
-        """Log p(z, data) in nats, in chunks of the rows that one device holds, and added up."""
-        here, plate = copy(self), self.chunked
-        here.data = self.data | held
-        size = self.subsampled[plate][0]
-        number, left = divmod(size // (mesh.size(axis) if axis else 1), CHUNK)
+    def _walked(self, fn, axis, held, z, parameters):
+        """The sum over the rows that one device holds or reads, in chunks, and over all devices.
 
-        @jax.checkpoint
-        def part(rows):
-            # Each part holds the prior too; weighed by their shares of the rows they add up
-            # to the prior once and every row once.
-            return len(rows) / size * here._log_density(z, parameters, {plate: rows})
-
-        total = jnp.zeros_like(z[0])
+        Each chunk holds the prior too; weighed by their shares of the rows they add up to the
+        prior once and every row once.
+        """
+        plate, (size, _) = self.chunked, self.subsampled[self.chunked]
+        own = size // (mesh.size(axis) if axis else 1)
+        number, left = divmod(own, CHUNK)
         if axis:
-            z, parameters, total = jax.lax.pcast((z, parameters, total), axis, to="varying")
-        rows = jnp.arange(number * CHUNK).reshape(number, CHUNK)
-        total, _ = jax.lax.scan(lambda t, r: (t + part(r), None), total, rows)
+            z, parameters = jax.lax.pcast((z, parameters), axis, to="varying")
+
+        @partial(jax.checkpoint, static_argnums=1)
+        def part(begin, rows):
+            data, numbers = self._read(begin, rows, own, axis) if self.table else (held, begin)
+            here = copy(self)
+            here.data = self.data | data
+            summand = fn(here, z, parameters, {plate: numbers + jnp.arange(rows)})
+            return jax.tree.map(lambda x: rows / size * x, summand)
+
+        like = jax.eval_shape(lambda: part(0, CHUNK))
+        total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+        if axis:
+            total = jax.lax.pcast(total, axis, to="varying")
+        add = partial(jax.tree.map, jnp.add)
+        begins = CHUNK * jnp.arange(number)
+        total, _ = jax.lax.scan(lambda t, begin: (add(t, part(begin, CHUNK)), None), total, begins)
         if left:
-            total += part(number * CHUNK + jnp.arange(left))
+            total = add(total, part(number * CHUNK, left))
         return jax.lax.psum(total, axis) if axis else total
 
+    def _read(self, begin: Array, rows: int, own: int, axis: str | None):
+        """Rows of the table, of those that this device has to read, as JAX asks for them."""
+        head = self.table.head
+        shapes = {
+            k: jax.ShapeDtypeStruct((rows, *v.shape[1:]), jax.dtypes.canonicalize_dtype(v.dtype))
+            for k, v in head.items()
+        }
+
+        def read(device, begin):
+            first = int(device) * own
+            part = self._walk(first, first + own)(first + int(begin), first + int(begin) + rows)
+            return {k: np.asarray(v, shapes[k].dtype) for k, v in part.items()}
+
+        device = jax.lax.axis_index(axis) if axis else 0
+        return jax.pure_callback(read, shapes, device, begin), 0
+
+    def _walk(self, begin: int, end: int) -> streamed.Walk:
+        """The way through a range of rows, which is prepared while one goes it."""
+        if (begin, end) not in self.walks:
+            self.walks[begin, end] = streamed.Walk(self.table, begin, end)
+        return self.walks[begin, end]
+
+    def batches(self, looks: int, seed: int) -> Callable[[int], streamed.Batch]:
+        """Batches of the table's rows, each device's of those that are its own, of about as many
+        as so many estimates take.
+        """
+        devices = mesh.size(mesh.ROWS) if self.splits else 1
+        rows = looks * self.subsampled[self.chunked][1]
+        own = len(self.table) // devices
+        each = [(k * own, (k + 1) * own, rows // devices, seed) for k in range(devices)]
+        batches = cache(lambda k: streamed.Batches(self.table, *each[k]))
+        return lambda i: mesh.from_parts(mesh.ROWS, devices, lambda k: batches(k)(i))
+
     def estimate(
-        self, z: Array, key: Array, parameters: Mapping | None = None, number: int | None = None
+        self,
+        z: Array,
+        key: Array,
+        parameters: Mapping | None = None,
+        number: int | None = None,
+        batch: streamed.Batch | None = None,
     ) -> Array:
-        """An unbiased estimate of `log_density` from as many rows as plates take, or `number`."""
+        """An unbiased estimate of `log_density` from as many rows as plates take, or `number`;
+        of rows on the disk from those of a batch.
+        """
+        if batch is None:
+            return self._log_density(z, parameters, self._some(key, number))
+        if not self.splits:
+            return self._estimated(None, batch, z, key, parameters)
+        everywhere = PartitionSpec()
+        estimated = jax.shard_map(
+            partial(self._estimated, mesh.ROWS),
+            mesh=mesh.current(),
+            in_specs=(PartitionSpec(mesh.ROWS), everywhere, everywhere, everywhere),
+            out_specs=everywhere,
+            axis_names={mesh.ROWS},
+        )
+        return estimated(batch, z, key, parameters)
+
+    def _estimated(self, axis, batch, z, key, parameters):
+        """The mean of what each device estimates from rows of its own."""
+        here, devices = copy(self), mesh.size(axis) if axis else 1
+        here.data = self.data | batch.rows
+        taken = max(1, self.subsampled[self.chunked][1] // devices)
+        if axis:
+            z, parameters = jax.lax.pcast((z, parameters), axis, to="varying")
+        own_key = jax.random.fold_in(key, jax.lax.axis_index(axis) if axis else 0)
+        own = jax.random.randint(own_key, (taken,), 0, batch.number[0])
+        value = here._log_density(z, parameters, self._some(key) | {self.chunked: own}) / devices
+        return jax.lax.psum(value, axis) if axis else value
+
+    def _some(self, key: Array, number: int | None = None) -> dict[str, Array]:
+        """Some rows of each subsampled plate, as many as it takes, or `number`.
+
+        With replacement: a permutation of millions would cost more than looking at the rows.
+        """
         keys = jax.random.split(key, len(self.subsampled))
-        # With replacement: a permutation of millions would cost more than looking at the rows.
-        rows = {
-            k: jax.random.randint(plate_key, (min(number or taken, size),), 0, size)
+        return {
+            k: jax.random.randint(plate_key, (min(number or taken, size),), 0, self.held_rows[k])
             for plate_key, (k, (size, taken)) in zip(keys, self.subsampled.items(), strict=True)
         }
-        return self._log_density(z, parameters, rows)
+
+    def _know_of_all_rows(self) -> None:
+        """Make the plate over the table's rows as long as that, of which it saw the head."""
+        head = len(next(iter(self.table.head.values())))
+        over = {k: taken for k, (n, taken) in self.subsampled.items() if n == head}
+        if not over:
+            raise InputError(
+                f"{self.name}: {self.table.name} has {len(self.table):,} rows, which stay on the "
+                "disk, to be read as they are wanted; give the plate over them a subsample_size "
+                f"below {head:,}."
+            )
+        self.subsampled |= {k: (len(self.table), taken) for k, taken in over.items()}
 
     def log_prior(self, z: Array) -> Array:
         """The log density of the prior at z, normalised where that is proper, in nats."""
@@ -405,7 +533,10 @@ class Model:
     @property
     def rows(self) -> int:
         """How many numbers were observed."""
-        return max([1, *map(np.size, self.observed.values())])
+        held = max([1, *map(np.size, self.observed.values())])
+        if not self.table:
+            return held
+        return held * len(self.table) // self.held_rows[self.chunked]
 
     def log_likelihood(self, z: Array) -> dict[str, Array]:
         """The log likelihood of each entry of each observed site at z."""

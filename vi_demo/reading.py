@@ -8,23 +8,29 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from vi_demo.data import close_to, finite, listed, missing, short
+from vi_demo.data import close_to, finite, indexed, listed, missing, numbers, short
 from vi_demo.errors import InputError, text_of
 from vi_demo.signatures import Takes
+from vi_demo.streamed import PIECE, Table, columns, stamp, wanted
 
 ROW_NAMES = re.compile(r"__index_level_\d+__")  # as pandas calls a nameless index in Parquet
 
 
-def read(name: str, takes: Takes) -> dict:
-    """All variables of a data file, by the reader of its extension."""
+def read(name: str, takes: Takes, stream: bool | None = None) -> dict:
+    """All variables of a data file, by the reader of its extension.
+
+    Rows of a large Parquet or zarr file stay on the disk, or those of any with `stream`.
+    """
     file = Path(name).expanduser()
     ending = next((end for end in READERS if file.name.lower().endswith(end)), None)
     if file.is_dir() and ending not in FOLDERS:
@@ -39,8 +45,14 @@ def read(name: str, takes: Takes) -> dict:
             f"{', '.join(READERS)}."
         )
     reader, writer = READERS[ending]
+    if stream and ending not in FOLDERS:
+        raise InputError(
+            f"{name}: it is {' and '.join(FOLDERS)} files that rows are read from as they are "
+            "wanted; save it so, or leave --stream out."
+        )
+    how = {"stream": stream} if ending in FOLDERS else {}
     try:
-        return reader(file, name, takes)
+        return reader(file, name, takes, **how)
     except InputError:
         raise
     except UnicodeDecodeError as error:
@@ -91,9 +103,11 @@ def _refuse_twice(names: Iterable[str], name: str, what: str) -> None:
         raise InputError(f"{name}: two {what} are named {twice!r}; rename one of them.")
 
 
-def _row(where: str, index: tuple[int, ...], width: int = 1) -> str:
-    """A row of a column, counted from 1 below the header; `width` values make up one."""
-    return f"{where}, row {index[0] // width + 1}"
+def _row(where: str, index: tuple[int, ...], width: int = 1, first: int = 0) -> str:
+    """A row of a column, counted from 1 below the header; `width` values make up one, and
+    `first` rows came before.
+    """
+    return f"{where}, row {first + index[0] // width + 1}"
 
 
 def _csv(file: Path, name: str, takes: Takes) -> dict:
@@ -177,13 +191,18 @@ def _text(value, where: str) -> InputError:
     )
 
 
-def _parquet(file: Path, name: str, takes: Takes) -> dict:
+def _parquet(file: Path, name: str, takes: Takes, stream: bool | None = None) -> dict:
     import pyarrow.parquet as parquet
 
     dataset = parquet.ParquetDataset(file)
     header = [each for each in dataset.schema.names if not ROW_NAMES.fullmatch(each)]
     _refuse_twice(header, name, "columns")
-    _refuse_empty(sum(fragment.count_rows() for fragment in dataset.fragments), name)
+    groups = [group for part in dataset.fragments for group in part.split_by_row_group()]
+    ends = np.cumsum([group.row_groups[0].num_rows for group in groups])
+    _refuse_empty(ends[-1] if len(ends) else 0, name)
+    size = sum(g.row_groups[0].total_byte_size for g in groups)
+    if wanted(ends[-1], max(size, 8 * ends[-1] * len(header)), stream):
+        return _table_on_disk(file, name, ends, partial(_parquet_piece, groups, header, takes))
 
     def column(each):
         # Column by column, so that only one is held twice while a matrix is put together.
@@ -192,29 +211,54 @@ def _parquet(file: Path, name: str, takes: Takes) -> dict:
     return _table(header, column, name, takes)
 
 
-def _arrow(column, where: str, width: int = 1) -> np.ndarray:
+def _parquet_piece(groups: list, header: list[str], takes: Takes, name: str, rows: range, k: int):
+    """The columns of one row group."""
+    base = lambda each: _matrix_column(each)[0]  # noqa: E731
+    names = [each for each in header if takes.accepts(each) or base(each) in takes.parameters]
+    table = groups[k].to_table(columns=names, use_threads=False)
+    place = partial(_row, first=rows.start)
+    column = lambda each: _arrow(table[each], f"{name}: column {each!r}", place=place)  # noqa: E731
+    return _table(header, column, name, takes)
+
+
+def _table_on_disk(file: Path, name: str, ends: np.ndarray, piece: Callable) -> dict:
+    """The columns of a table that stays on the disk; what the model does not take is None."""
+
+    def read(begin, end, k):
+        values = piece(name, range(begin, end), k)
+        return {key: _in_double(v) for key, v in values.items() if v is not None}
+
+    table = Table(name, ends, read, stamp(file))
+    return dict.fromkeys(piece(name, range(int(ends[0])), 0)) | columns(table)
+
+
+def _in_double(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.float64, copy=False) if values.dtype.kind == "f" else values
+
+
+def _arrow(column, where: str, width: int = 1, place: Callable = _row) -> np.ndarray:
     """One column of Arrow's as numbers, a column of lists of one length as a matrix."""
     import pyarrow as pa
 
     kind, types = column.type, pa.types
     if types.is_dictionary(kind):
-        return _arrow(column.cast(kind.value_type), where, width)
+        return _arrow(column.cast(kind.value_type), where, width, place)
     absent = np.asarray(column.is_null()) if column.null_count else np.zeros(1, bool)
     if absent.all() or (absent.any() and not _is_text(kind)):
-        raise missing(_row(where, (int(np.argmax(absent)),), width))
+        raise missing(place(where, (int(np.argmax(absent)),), width))
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        return _lists(column, where, width)
+        return _lists(column, where, width, place)
     if types.is_decimal(kind):
         column = column.cast(pa.float64())
     elif _is_text(kind):
         row = int(np.argmin(absent))
-        raise _text(column[row].as_py(), _row(where, (row,), width))
+        raise _text(column[row].as_py(), place(where, (row,), width))
     elif not (types.is_floating(kind) or types.is_integer(kind) or types.is_boolean(kind)):
         raise InputError(
             f"{where} is of type {kind}, not of numbers; recode it, dates and times for example "
             "as days since the first, or leave it out."
         )
-    return finite(column.to_numpy(), where, lambda w, index: _row(w, index, width))
+    return finite(column.to_numpy(), where, lambda w, index: place(w, index, width))
 
 
 def _is_text(kind) -> bool:
@@ -223,7 +267,7 @@ def _is_text(kind) -> bool:
     return any(is_(kind) for is_ in (types.is_string, types.is_large_string, types.is_string_view))
 
 
-def _lists(column, where: str, width: int) -> np.ndarray:
+def _lists(column, where: str, width: int, place: Callable) -> np.ndarray:
     import pyarrow as pa
     import pyarrow.compute
 
@@ -231,12 +275,12 @@ def _lists(column, where: str, width: int) -> np.ndarray:
     odd = int(np.argmax(lengths != lengths[0]))
     if odd:
         raise InputError(
-            f"{_row(where, (odd,), width)} is not as long as row 1; make all its rows equally "
+            f"{place(where, (odd,), width)} is not as long as row 1; make all its rows equally "
             "long, or pad and mask them."
         )
     length = int(lengths[0])
     values = pa.chunked_array([chunk.flatten() for chunk in column.chunks])
-    numbers = _arrow(values, where, width * length)
+    numbers = _arrow(values, where, width * length, place)
     return numbers.reshape(len(column), length, *numbers.shape[1:])
 
 
@@ -291,7 +335,7 @@ def _netcdf(file: Path, name: str, takes: Takes) -> dict:
     return _dataset(lambda **how: xr.open_dataset(file, **how), name, takes)
 
 
-def _zarr(file: Path, name: str, takes: Takes) -> dict:
+def _zarr(file: Path, name: str, takes: Takes, stream: bool | None = None) -> dict:
     import xarray as xr
     import zarr
 
@@ -299,12 +343,48 @@ def _zarr(file: Path, name: str, takes: Takes) -> dict:
         return xr.open_dataset(store, engine="zarr", consolidated=False, **how)
 
     store = zarr.storage.ZipStore(file, mode="r") if file.is_file() else str(file)
+    if file.is_dir() and (on_disk := _zarr_on_disk(file, name, takes, opened, stream)):
+        return on_disk
     with contextlib.closing(store) if file.is_file() else contextlib.nullcontext():
         try:
             return _dataset(opened, name, takes)
         except KeyError:  # arrays without names of their dimensions, which xarray asks for
             arrays = zarr.open_group(store, mode="r").arrays()
             return {variable: array[...] for variable, array in sorted(arrays)}
+
+
+def _zarr_on_disk(file: Path, name: str, takes: Takes, opened: Callable, stream: bool | None):
+    """The variables of a zarr folder whose rows stay on the disk; None where it is small.
+
+    Its rows are those of the variables that are longest.
+    """
+    import zarr
+
+    try:
+        dataset = opened()
+        known = {*dataset.data_vars, *(set(dataset.coords) & set(takes.parameters))}
+        found = {str(k): dataset[k].variable for k in sorted(known)}
+    except KeyError:  # arrays without names of their dimensions, which xarray asks for
+        found = dict(zarr.open_group(str(file), mode="r").arrays())
+    rows = max([v.shape[0] for v in found.values() if v.shape], default=0)
+    size = sum(v.dtype.itemsize * math.prod(v.shape) for v in found.values())
+    if not wanted(rows, size, stream):
+        return None
+    long = {k: v for k, v in found.items() if v.shape[:1] == (rows,) and takes.accepts(k)}
+
+    def piece(name, here, _):
+        def one(key):
+            place = lambda where, at: indexed(where, (here.start + at[0], *at[1:]))  # noqa: E731
+            values = np.asarray(long[key][here.start : here.stop])
+            where = f"{name}: {key}"
+            return finite(numbers(values, values, where, own=True), where, place)
+
+        return {key: one(key) for key in long}
+
+    ends = np.minimum(np.arange(PIECE, rows + PIECE, PIECE), rows)
+    others = {k: v for k, v in found.items() if k not in long}
+    rest = {k: np.asarray(v[...]) if takes.accepts(k) else None for k, v in others.items()}
+    return rest | _table_on_disk(file, name, ends, piece)
 
 
 def _dataset(opened: Callable, name: str, takes: Takes) -> dict:

@@ -101,7 +101,8 @@ class Target:
     inputs: Callable[[Array, str], str] | None = None
     about: Callable[[], dict[str, dict]] | None = None
     discrete: Callable[[Array, Array], dict[str, Array]] | None = None
-    estimate: Callable[[Array, Array, Mapping], Array] | None = None
+    estimate: Callable[..., Array] | None = None
+    batches: Callable[[int, int], Callable[[int], Any]] | None = None
     parameters: dict = field(default_factory=dict)
     learned: dict = field(default_factory=dict)
     joint: Callable[[Array, Mapping], Array] | None = None
@@ -394,6 +395,7 @@ class Target:
             simulation=simulation,
             discrete=read.draw_discrete if read.discrete and read.drawable else None,
             estimate=read.estimate if read.subsampled else None,
+            batches=read.batches if read.table else None,
             parameters=read.parameters,
             learned=read.learned,
             remarks=read.remarks,
@@ -402,7 +404,7 @@ class Target:
             chunked=bool(read.chunked),
             rows=CHUNK if read.chunked else read.rows,
             all_rows=read.rows,
-            observed=read.observed,
+            observed={} if read.table else read.observed,
             **labels,
         )
 

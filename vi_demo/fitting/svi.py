@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from typing import NamedTuple
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -101,8 +101,9 @@ class FamilyGuide(AutoContinuous):
 class Problem(NamedTuple):
     """What NumPyro's `SVI` is to do, and how to judge where it got to.
 
-    `begin(key)` gives the parameters of every start, on a leading axis; `values(params, key)`
-    gives log p − log q, in nats, at draws of the guide.
+    `begin(key)` gives the parameters of every start, on a leading axis; `values(params, key,
+    batch)` gives log p − log q, in nats, at draws of the guide. Where rows are on the disk,
+    `batches(seed)` gives those that the i-th chunk of steps takes its own from.
     `sites` names the numpyro.param site of each parameter. `doubt(params)` says at which site the
     density is not finite at draws of the guide.
     """
@@ -110,12 +111,13 @@ class Problem(NamedTuple):
     svi: Callable
     begin: Callable[[Array], dict]
     sites: dict[str, str]
-    values: Callable[[dict, Array], Array]
+    values: Callable[[dict, Array, Any], Array]
     doubt: Callable[[dict], str | None]
     frame: Frame | None
     spent: dict[str, int]  # before it begins
     particles: int  # draws of the guide that a step averages over
     most_steps: int = MAX_STEPS
+    batches: Callable[[int], Callable[[int], Any]] | None = None
 
 
 def of_family(target: Target, family: Family, learned: bool = False) -> Problem:
@@ -129,23 +131,24 @@ def of_family(target: Target, family: Family, learned: bool = False) -> Problem:
     number, most_steps = LEARNING if learned else (STARTS, MAX_STEPS)
     scaled = starts.climbs(target) is not None
     if here.estimate is None:
-        log_density = lambda u, key, theta: here.joint(u, theta)  # noqa: E731
+        log_density = lambda u, key, theta, batch: here.joint(u, theta)  # noqa: E731
     else:
-        log_density = anchored(here) if scaled else here.estimate
+        log_density = anchored(here) if scaled else from_rows(here)
 
     def latent():
         improper = dist.ImproperUniform(constraints.real_vector, (), (target.dim,))
         return numpyro.sample("u", improper)
 
-    def model():
+    def model(batch=None):
         u = latent()
         values = {k: parameter(k, v) for k, v in theta.items()}
         key = numpyro.prng_key() if here.estimate else None
         with numpyro.handlers.block():  # the user's sites are not this model's
-            log_p = log_density(u, key, values)
+            log_p = log_density(u, key, values, batch)
         numpyro.factor("log_density", log_p)
 
-    guide = FamilyGuide(latent, family)  # which runs it op by op: not the user's density
+    # It runs it op by op: not the user's density, nor all of a batch.
+    guide = FamilyGuide(lambda batch=None: latent(), family)
     sites = {k: guide.site(k) for k in family.init(jnp.zeros(target.dim), 1.0)}
 
     def begin(key):
@@ -154,7 +157,7 @@ def of_family(target: Target, family: Family, learned: bool = False) -> Problem:
         every = len(jax.tree.leaves(params)[0])
         return params | jax.tree.map(lambda x: jnp.broadcast_to(x, (every, *x.shape)), theta)
 
-    def values(params, key):
+    def values(params, key, batch):
         draw_key, row_key = jax.random.split(key)
         q = family.distribution({k: params[k] for k in sites})
         draws = q.rsample(draw_key, (BASE_DRAWS,))
@@ -164,7 +167,7 @@ def of_family(target: Target, family: Family, learned: bool = False) -> Problem:
         # as a diverging fit's may be, log q is rounding, and might be taken for an ELBO of 1e38.
         again = draws[:LOOKS] * (1 + 8 * jnp.finfo(draws.dtype).eps)
         tried, keys = jnp.concatenate([draws, again]), jnp.concatenate([keys, keys[:LOOKS]])
-        log_p = in_slices(lambda at: log_density(*at, own), (tried, keys), target.batch)
+        log_p = in_slices(lambda at: log_density(*at, own, batch), (tried, keys), target.batch)
         found = finite_or_minus_inf(log_p - q.log_prob(tried))
         changes = jnp.nan_to_num(found[-LOOKS:] - found[:LOOKS])
         return jnp.where(jnp.median(jnp.abs(changes)) < ROUNDING, found[:-LOOKS], -jnp.inf)
@@ -178,14 +181,23 @@ def of_family(target: Target, family: Family, learned: bool = False) -> Problem:
     own_scale = frame if scaled else None
     svi = partial(SVI, model, guide, loss=elbo)
     spent = starts.evaluations(target)
+    batches = None
+    if target.batches:
+        batches = partial(target.batches, CHUNK * family.particles)
     return Problem(
-        svi, begin, own_sites, values, doubt, own_scale, spent, family.particles, most_steps
+        *(svi, begin, own_sites, values, doubt, own_scale, spent, family.particles, most_steps),
+        batches=batches,
     )
 
 
 def parameter(name: str, value):
     """The numpyro.param site that begins at a value, which may be a network and be callable."""
     return numpyro.param(name, lambda _: value)
+
+
+def from_rows(here: Target) -> Callable:
+    """An estimate of log p from some rows, of a batch if they are on the disk."""
+    return lambda u, key, theta, batch: here.estimate(u, key, theta, None, batch)
 
 
 def anchored(here: Target) -> Callable:
@@ -198,8 +210,8 @@ def anchored(here: Target) -> Callable:
     origin = jnp.zeros(here.dim)
     height, slope = mesh.program(jax.value_and_grad(here.log_density))(origin)
 
-    def estimate(u, key, theta):
-        rows = lambda u: here.estimate(u, key, theta)  # noqa: E731
+    def estimate(u, key, theta, batch):
+        rows = lambda u: from_rows(here)(u, key, theta, batch)  # noqa: E731
         their_height, their_slope = jax.value_and_grad(rows)(origin)
         return rows(u) - their_height + height + (slope - their_slope) @ u
 
@@ -214,7 +226,7 @@ def of_guide(target: Target, guide: Guide) -> Problem:
     def begin(key):
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (1, *jnp.shape(x))), params)
 
-    def values(params, key):
+    def values(params, key, _):
         def one(key):
             z, log_q = guide.draw(params, key)
             return target.joint(z, {k: params[k] for k in target.parameters}) - log_q
@@ -294,18 +306,18 @@ def fitter(problem: Problem) -> Fitter:
         optim_state[1][1].hyperparams["learning_rate"] = rates[stage]
         return svi_state._replace(optim_state=optim_state)
 
-    def begin(key, params, base_key):
+    def begin(key, params, base):
         svi_state = svi.init(key)
         zero = jnp.zeros((), int)
-        values = problem.values(params, base_key)
+        values = problem.values(params, *base)
         return State(
             restart(svi_state, params, zero),
             *(zero, zero, jnp.zeros((), bool), zero, params, values, zero, zero, zero, params),
         )
 
-    def step(carry, _):
+    def step(rows, carry, _):
         state, total = carry
-        svi_state, loss = svi.stable_update(state.svi)
+        svi_state, loss = svi.stable_update(state.svi, *rows)
         bad = jnp.isnan(loss)
         first = bad & (state.skipped == 0)
         state = state._replace(
@@ -318,19 +330,19 @@ def fitter(problem: Problem) -> Fitter:
         )
         return (state, jax.tree.map(jnp.add, total, get_params(svi_state))), -loss
 
-    def chunk(state, base_key):
+    def chunk(state, base, rows):
         def some_steps(carry, _):
-            carry, elbos = jax.lax.scan(step, carry, length=CHUNK // RECORDED)
+            carry, elbos = jax.lax.scan(partial(step, rows), carry, length=CHUNK // RECORDED)
             return carry, {"elbo": jnp.nanmean(elbos), **recorded(get_params(carry[0].svi))}
 
         zeros = jax.tree.map(jnp.zeros_like, state.best)
         state = state._replace(lately=jnp.zeros_like(state.lately))
         (state, total), info = jax.lax.scan(some_steps, (state, zeros), length=RECORDED)
         candidate = jax.tree.map(lambda t: t / CHUNK, total)
-        return judge(state, candidate, base_key), info
+        return judge(state, candidate, base), info
 
-    def judge(state, candidate, base_key):
-        values = problem.values(candidate, base_key)
+    def judge(state, candidate, base):
+        values = problem.values(candidate, *base)
         gains = values - state.values
         gain = values.mean() - state.values.mean()
         error = jnp.nan_to_num(gains.std() / BASE_DRAWS**0.5)
@@ -354,18 +366,31 @@ def fitter(problem: Problem) -> Fitter:
             values=jnp.where(better, values, state.values),
         )
 
-    many_chunks = mesh.program(jax.vmap(chunk, in_axes=(0, None)))
+    many_chunks = mesh.program(jax.vmap(chunk, in_axes=(0, None, None)))
+
+    @cache
+    def batches(seed):
+        """The rows that candidates are compared on, and those that chunks of steps are given."""
+        if problem.batches is None:
+            return None, lambda i: ()
+        batch = problem.batches(seed)
+        return batch(0), lambda i: (batch(1 + i),)
+
+    def given(base_key):
+        compared_on, chunks = batches(int(jax.random.key_data(base_key)[-1]))
+        return (base_key, compared_on), chunks
 
     def init(key):
         setup_key, key, base_key = jax.random.split(key, 3)
         params = problem.begin(setup_key)
         number = len(jax.tree.leaves(params)[0])
         begin_all = mesh.program(jax.vmap(begin, in_axes=(0, 0, None)))
-        return begin_all(jax.random.split(key, number), params, base_key), base_key
+        return begin_all(jax.random.split(key, number), params, given(base_key)[0]), base_key
 
     def advance(state):
         every, base_key = state
-        every, info = many_chunks(every, base_key)
+        base, chunks = given(base_key)
+        every, info = many_chunks(every, base, chunks(int(every.steps.max()) // CHUNK))
         return (every, base_key), jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), info)
 
     def assess(state):
