@@ -1,5 +1,6 @@
 """Processes that tests start, and what there is to compare of the runs they make."""
 
+import json
 import os
 import socket
 import subprocess
@@ -16,6 +17,13 @@ def started(*command, devices=8):
     env = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
     command = [sys.executable, *map(str, command)]
     return subprocess.Popen(command, env=env, stdout=PIPE, stderr=PIPE, text=True)
+
+
+def printed(process):
+    """What a process prints at last, read as JSON."""
+    out, err = process.communicate(timeout=900)
+    assert process.returncode == 0, err[-2000:]
+    return json.loads(out.splitlines()[-1])
 
 
 def free_port():

@@ -693,7 +693,7 @@ def laboratory(tmp_path):
 def test_in_jupyterlab_q_is_read_and_set_from_python(browser, laboratory):
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page, said = context.new_page(), []
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(180_000)
     page.on("pageerror", lambda error: said.append(str(error)))
     page.goto(f"{laboratory}lab/tree/a.ipynb")
     cells = page.locator(".jp-Notebook .jp-CodeCell")

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import numpy as np
 import pytest
-from started import free_port, started
+from started import free_port, printed, started
 
 from vi_demo import mesh
 from vi_demo.errors import InputError
@@ -50,13 +50,6 @@ print(json.dumps(found, default=str))
 if len(sys.argv) > 3:
     processes.leave()
 """
-
-
-def printed(process):
-    """What a process prints at last, read as JSON."""
-    out, err = process.communicate(timeout=900)
-    assert process.returncode == 0, err[-2000:]
-    return json.loads(out.splitlines()[-1])
 
 
 def with_devices(code, *arguments, devices=8):
@@ -105,10 +98,9 @@ def test_a_run_is_the_same_on_every_mesh_and_on_two_processes(tmp_path):
 
 
 LOOKS = """
-import json, re, sys
+import gc, json, re, sys
 import jax, numpy as np
 jax.config.update("jax_enable_x64", True)
-from started import free_port, started
 from vi_demo import mesh
 from vi_demo.inputs import as_target
 
@@ -130,6 +122,7 @@ for asked in json.loads(sys.argv[2]):
             "remarks": target.remarks, "held": held,
         })
     del target, look
+    gc.collect()
 print(json.dumps(found))
 """
 

@@ -353,21 +353,21 @@ class Model:
         if axis:
             z, parameters = jax.lax.pcast((z, parameters), axis, to="varying")
 
-        @partial(jax.checkpoint, static_argnums=1)
-        def part(begin, rows):
+        def part(begin, rows=CHUNK):
             data, numbers = self._read(begin, rows, own, axis) if self.table else (held, begin)
             here = copy(self)
             here.data = self.data | data
             summand = fn(here, z, parameters, {plate: numbers + jnp.arange(rows)})
             return jax.tree.map(lambda x: rows / size * x, summand)
 
-        like = jax.eval_shape(lambda: part(0, CHUNK))
+        like = jax.eval_shape(lambda: part(0))
         total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
         if axis:
             total = jax.lax.pcast(total, axis, to="varying")
         add = partial(jax.tree.map, jnp.add)
         begins = CHUNK * jnp.arange(number)
-        total, _ = jax.lax.scan(lambda t, begin: (add(t, part(begin, CHUNK)), None), total, begins)
+        again = jax.checkpoint(part)  # is computed, when it is asked for backwards
+        total, _ = jax.lax.scan(lambda t, begin: (add(t, again(begin)), None), total, begins)
         if left:
             total = add(total, part(number * CHUNK, left))
         return jax.lax.psum(total, axis) if axis else total
@@ -569,7 +569,11 @@ class Model:
             same = (a for a, v in self.data.items() if _same(v, value))
             found[k] = {"kind": "observed", "argument": next(same, None)}
         for k, entry in found.items():
-            entry["shape"] = jnp.shape(self.trace[k]["value"])
+            shape = jnp.shape(self.trace[k]["value"])
+            frames = {frame.name for frame in self.trace[k]["cond_indep_stack"]}
+            if self.table and self.chunked in frames:  # of which it saw the head
+                shape = (len(self.table), *shape[1:])
+            entry["shape"] = shape
             prior = type(stated(self.trace[k]["fn"])).__name__
             entry["prior"] = prior.removesuffix("Probs").removesuffix("Logits")
         return {k: found[k] for k in self.trace if k in found}

@@ -26,6 +26,11 @@ class Guide:
     """
 
     def __init__(self, model: Model, guide: Callable):
+        if model.table:
+            raise InputError(
+                f"{model.name}: a guide of your own is given all rows, and those of "
+                f"{model.table.name} stay on the disk; leave --guide own out, or hold fewer rows."
+            )
         refuse_misfit(guide, model.data, f"{model.name}: guide")
         self.model, self._guide = model, guide
         trace = traced(self.called, model.key, f"{model.name}: guide")

@@ -55,7 +55,19 @@ class Table:
     @cached_property
     def head(self) -> dict[str, np.ndarray]:
         """The first rows."""
-        return Walk(self, 0, min(HEAD, len(self)))(0, min(HEAD, len(self)))
+        end = min(HEAD, len(self))
+        return self.joined({k: self.piece(k) for k in self.pieces(0, end)}, 0, end)
+
+    def joined(self, held: Mapping[int, dict], begin: int, end: int) -> dict[str, np.ndarray]:
+        """Some rows, of the pieces that they are in."""
+        parts = []
+        for k, piece in held.items():
+            first = int(self.ends[k - 1]) if k else 0
+            rows = slice(max(begin - first, 0), max(end - first, 0))
+            parts.append({name: v[rows] for name, v in piece.items()})
+        if len(parts) == 1:
+            return parts[0]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     @property
     def row_bytes(self) -> int:
@@ -121,16 +133,8 @@ class Walk:
     def __call__(self, begin: int, end: int) -> dict[str, np.ndarray]:
         """The rows from begin to end."""
         with self._lock:
-            wanted = self._table.pieces(begin, end)
-            self._held = {k: self._piece(k) for k in wanted}
-            parts = []
-            for k, piece in self._held.items():
-                first = int(self._table.ends[k - 1]) if k else 0
-                rows = slice(max(begin - first, 0), end - first)
-                parts.append({name: v[rows] for name, v in piece.items()})
-        if len(parts) == 1:
-            return parts[0]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            self._held = {k: self._piece(k) for k in self._table.pieces(begin, end)}
+            return self._table.joined(self._held, begin, end)
 
     def _piece(self, k: int) -> dict[str, np.ndarray]:
         if k in self._held:
@@ -174,9 +178,7 @@ class Batches:
 
     def _cut(self, k: int) -> dict[str, np.ndarray]:
         """Those rows of a piece that are in the range."""
-        first, (begin, end) = int(self._table.ends[k - 1]) if k else 0, self._range
-        rows = slice(max(begin - first, 0), max(end - first, 0))
-        return {name: v[rows] for name, v in self._table.piece(k).items()}
+        return self._table.joined({k: self._table.piece(k)}, *self._range)
 
     def _joined(self, parts) -> Batch:
         number = sum(len(next(iter(part.values()))) for part in parts)
