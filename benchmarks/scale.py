@@ -27,6 +27,8 @@ import click
 import numpy as np
 import zarr
 
+import vi_demo  # noqa: F401  before JAX, which it has keep data out of programs
+
 COLUMNS, PIECE, POINTS, TRIES = 20, 2**15, 8, 3
 MODEL = """
 import numpy as np, numpyro, numpyro.distributions as dist
@@ -60,13 +62,15 @@ def measured(model: str, data: str, stream: bool, others: list | None) -> dict:
     """What one process measures."""
     import jax
 
+    from vi_demo import processes
+
     jax.config.update("jax_enable_x64", True)
-    from vi_demo import guides, loading, mesh, processes, starts, streamed
+    if others:
+        processes.join(*others)
+    from vi_demo import guides, loading, mesh, starts, streamed
     from vi_demo.fitting import svi
     from vi_demo.target import Target
 
-    if others:
-        processes.join(*others)
     if not stream:
         streamed.LARGE = np.inf
     with mesh.using(f"rows={jax.device_count()}"):

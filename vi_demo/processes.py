@@ -42,6 +42,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
     jax.config.update("jax_enable_recoverability", True)  # else JAX ends all when one is gone
+    jax.config.update("jax_enable_preemption_service", False)  # which would swallow SIGTERM
     try:
         jax.distributed.initialize(
             *(coordinator, processes, process),

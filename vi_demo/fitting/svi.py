@@ -182,8 +182,8 @@ def of_family(target: Target, family: Family, learned: bool = False) -> Problem:
     svi = partial(SVI, model, guide, loss=elbo)
     spent = starts.evaluations(target)
     batches = None
-    if target.batches:
-        batches = partial(target.batches, CHUNK * family.particles)
+    if target.batches:  # as many rows as one estimate takes in a chunk; others take theirs of them
+        batches = partial(target.batches, CHUNK)
     return Problem(
         *(svi, begin, own_sites, values, doubt, own_scale, spent, family.particles, most_steps),
         batches=batches,
