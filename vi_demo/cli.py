@@ -281,8 +281,6 @@ def run(
     distributed |= any(word is not None for word in others)
     first = joined(*others) if distributed else True
     quiet |= not first
-    if distributed and settings["mesh"] is None:
-        settings["mesh"] = "auto"
     timed = Timings()
     aside = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
     with aside, terminal.progress(quiet) as bars, contextlib.ExitStack() as watched:
@@ -290,6 +288,8 @@ def run(
         report("start", 0.0, f"importing {model} and what it needs")
         of_draws = drawn.is_file(model)
         loaded = model if of_draws else loading.load(model, data, stream=stream or None)
+        if distributed and settings["mesh"] is None:
+            settings["mesh"] = mesh_of_all(loaded)
         out = Path(out or Path("runs") / (Path(model).stem if of_draws else loaded.name))
         results.check_folder(out)
         report("start", 0.5, "importing JAX and NumPyro")
@@ -722,6 +722,16 @@ def joined(*others) -> bool:
     from vi_demo import processes
 
     return processes.join(*others)
+
+
+def mesh_of_all(loaded) -> str:
+    """All devices of all processes, along the rows where these stay on the disk."""
+    import jax
+
+    from vi_demo.streamed import table_of
+
+    on_disk = isinstance(loaded, tuple) and table_of(loaded.data)
+    return f"rows={jax.device_count()}" if on_disk else "auto"
 
 
 def in_either_precision(work, *arguments, **settings):

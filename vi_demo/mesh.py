@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax import Array
 from jax.experimental import multihost_utils
+from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vi_demo.errors import InputError
@@ -155,6 +156,14 @@ def from_parts(axis: str, number: int, part: Callable):
         )
 
     return jax.tree.map(joined, *parts.values())
+
+
+def added(tree, axis: str):
+    """The sum over an axis of the mesh, inside a `shard_map`: of all numbers at once, as each sum
+    has the devices wait for each other.
+    """
+    numbers, whole = ravel_pytree(tree)
+    return whole(jax.lax.psum(numbers, axis))
 
 
 def shape() -> dict[str, int]:

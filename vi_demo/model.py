@@ -284,22 +284,7 @@ class Model:
         if self.chunked is None:
             return self._log_density(z, parameters, {})
 
-        @jax.custom_jvp
-        def summed(z, parameters):
-            return self._over_rows(lambda here, *at: here._log_density(*at), z, parameters)
-
-        @summed.defjvp
-        def with_slope(at, directions):
-            # The slope comes along in the same walk, which backwards would be a second one.
-            def both(here, z, parameters, rows):
-                at_rows = lambda at: here._log_density(*at, rows)  # noqa: E731
-                return jax.value_and_grad(at_rows)((z, parameters))
-
-            value, slope = self._over_rows(both, *at)
-            products = jax.tree.map(lambda s, d: jnp.sum(s * d), slope, directions)
-            return value, sum(jax.tree.leaves(products))
-
-        return summed(z, parameters)
+        return with_slope(self._over_rows)(z, parameters)
 
     def _over_rows(self, fn: Callable, z: Array, parameters: Mapping | None):
         """The sum of `fn(model, z, parameters, rows)` over chunks of all rows, the prior's share
@@ -370,7 +355,7 @@ class Model:
         total, _ = jax.lax.scan(lambda t, begin: (add(t, again(begin)), None), total, begins)
         if left:
             total = add(total, part(number * CHUNK, left))
-        return jax.lax.psum(total, axis) if axis else total
+        return mesh.added(total, axis) if axis else total
 
     def _read(self, begin: Array, rows: int, own: int, axis: str | None):
         """Rows of the table, of those that this device has to read, as JAX asks for them."""
@@ -418,29 +403,34 @@ class Model:
         """
         if batch is None:
             return self._log_density(z, parameters, self._some(key, number))
-        if not self.splits:
-            return self._estimated(None, batch, z, key, parameters)
-        everywhere = PartitionSpec()
-        estimated = jax.shard_map(
-            partial(self._estimated, mesh.ROWS),
-            mesh=mesh.current(),
-            in_specs=(PartitionSpec(mesh.ROWS), everywhere, everywhere, everywhere),
-            out_specs=everywhere,
-            axis_names={mesh.ROWS},
-        )
-        return estimated(batch, z, key, parameters)
+        return with_slope(self._over_batch)(z, parameters, batch, key)
 
-    def _estimated(self, axis, batch, z, key, parameters):
-        """The mean of what each device estimates from rows of its own."""
-        here, devices = copy(self), mesh.size(axis) if axis else 1
-        here.data = self.data | batch.rows
-        taken = max(1, self.subsampled[self.chunked][1] // devices)
-        if axis:
-            z, parameters = jax.lax.pcast((z, parameters), axis, to="varying")
-        own_key = jax.random.fold_in(key, jax.lax.axis_index(axis) if axis else 0)
-        own = jax.random.randint(own_key, (taken,), 0, batch.number[0])
-        value = here._log_density(z, parameters, self._some(key) | {self.chunked: own}) / devices
-        return jax.lax.psum(value, axis) if axis else value
+    def _over_batch(self, fn: Callable, z, parameters, batch, key):
+        """The mean of what each device finds by `fn` on some of its own rows of a batch."""
+        axis = mesh.ROWS if self.splits else None
+        devices, (_, taken) = mesh.size(mesh.ROWS), self.subsampled[self.chunked]
+
+        def own(batch, z, parameters, key):
+            here, rows, own_key, share = copy(self), self._some(key), key, 1.0
+            here.data, number = self.data | batch.rows, taken
+            if axis:
+                z, parameters = jax.lax.pcast((z, parameters), axis, to="varying")
+                own_key = jax.random.fold_in(key, jax.lax.axis_index(axis))
+                number, share = max(1, taken // devices), 1 / devices
+            rows[self.chunked] = jax.random.randint(own_key, (number,), 0, batch.number[0])
+            found = jax.tree.map(lambda x: share * x, fn(here, z, parameters, rows))
+            return mesh.added(found, axis) if axis else found
+
+        if not axis:
+            return own(batch, z, parameters, key)
+        everywhere = PartitionSpec()
+        return jax.shard_map(
+            own,
+            mesh=mesh.current(),
+            in_specs=(PartitionSpec(axis), everywhere, everywhere, everywhere),
+            out_specs=everywhere,
+            axis_names={axis},
+        )(batch, z, parameters, key)
 
     def _some(self, key: Array, number: int | None = None) -> dict[str, Array]:
         """Some rows of each subsampled plate, as many as it takes, or `number`.
@@ -780,6 +770,29 @@ class Model:
             k: any((leaf != 0).any() for leaf in jax.tree.leaves(v)) for k, v in slopes.items()
         }
         return {k: v for k, v in parameters.items() if moved[k]}
+
+
+def with_slope(over: Callable) -> Callable:
+    """A log density as a sum over rows, whose slope in z and parameters comes along with it.
+
+    `over(fn, z, parameters, *others)` adds up `fn(model, z, parameters, rows)`. Backwards, the
+    slope would take a second walk through the rows, and a second sum over devices.
+    """
+
+    @jax.custom_jvp
+    def summed(z, parameters, *others):
+        return over(lambda here, *at: here._log_density(*at), z, parameters, *others)
+
+    @summed.defjvp
+    def both(at, directions):
+        def value_and_slope(here, z, parameters, rows):
+            return jax.value_and_grad(lambda at: here._log_density(*at, rows))((z, parameters))
+
+        value, slope = over(value_and_slope, *at)
+        products = jax.tree.map(lambda s, d: jnp.sum(s * d), slope, directions[:2])
+        return value, sum(jax.tree.leaves(products))
+
+    return summed
 
 
 def _same(argument, value) -> bool:
