@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from copy import copy
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,6 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jax import Array
-from jax.sharding import PartitionSpec
 from numpyro import handlers
 from numpyro.distributions.transforms import biject_to
 from numpyro.infer.initialization import init_to_sample, init_to_uniform
@@ -34,6 +33,7 @@ from numpyro.primitives import Messenger
 from vi_demo import mesh, streamed
 from vi_demo.data import finite
 from vi_demo.errors import InputError
+from vi_demo.over_rows import CHUNK, batches, over_batch, over_rows, with_slope
 from vi_demo.refusals import refuse_misfit, refuse_unusable, stopped_by, where
 from vi_demo.sites import (
     brief,
@@ -49,7 +49,6 @@ from vi_demo.sites import (
 )
 
 SPLIT = 64  # rows that tell whether devices can hold their own
-CHUNK = 8192  # rows of a subsampled plate that are looked at together
 EXCESS = 0.1  # nats above 0 of a log probability that rounding does not explain
 FLAT_LOOKS = 3  # points at which a gradient of exactly zero means that nothing depends on it
 
@@ -219,7 +218,7 @@ class Model:
         if mesh.size(mesh.ROWS) == 1:
             return
         if self.splits and not self.table:
-            self.data |= {k: mesh.laid_out(mesh.ROWS, v) for k, v in self._row_data.items()}
+            self.data |= {k: mesh.laid_out(mesh.ROWS, v) for k, v in self.row_data.items()}
         whole = [
             k
             for k, v in self.observed.items()
@@ -282,27 +281,11 @@ class Model:
     def log_density(self, z: Array, parameters: Mapping | None = None) -> Array:
         """Log p(z, data) in nats; a long subsampled plate is walked through in chunks."""
         if self.chunked is None:
-            return self._log_density(z, parameters, {})
-
-        return with_slope(self._over_rows)(z, parameters)
-
-    def _over_rows(self, fn: Callable, z: Array, parameters: Mapping | None):
-        """The sum of `fn(model, z, parameters, rows)` over chunks of all rows, the prior's share
-        in each: `fn` is the log density or a slope of it.
-        """
-        everywhere, axis = PartitionSpec(), mesh.ROWS if self.splits else None
-        walked = jax.shard_map(
-            partial(self._walked, fn, axis),
-            mesh=mesh.current(),
-            in_specs=(PartitionSpec(axis), everywhere, everywhere),
-            out_specs=everywhere,
-            # What is read from the disk is read by each device for itself.
-            axis_names={mesh.ROWS, mesh.DRAWS} if self.table else {mesh.ROWS},
-        )
-        return walked({} if self.table else self._row_data, z, parameters)
+            return self.log_density_of(z, parameters, {})
+        return with_slope(over_rows, self)(z, parameters)
 
     @property
-    def _row_data(self) -> dict[str, Array]:
+    def row_data(self) -> dict[str, Array]:
         """The arguments that hold something for each row of the plate that is chunked."""
         rows = (self.held_rows[self.chunked],)
         return {k: v for k, v in self.data.items() if is_array(v) and jnp.shape(v)[:1] == rows}
@@ -319,76 +302,13 @@ class Model:
             return True
         own, few = size - size // mesh.size(mesh.ROWS), jnp.arange(SPLIT)
         last = copy(self)
-        last.data = self.data | {k: v[own:] for k, v in self._row_data.items()}
+        last.data = self.data | {k: v[own:] for k, v in self.row_data.items()}
         z = jnp.zeros(self.dim)
         values = (
-            m._log_density(z, None, {self.chunked: k}) for m, k in ((self, own + few), (last, few))
+            m.log_density_of(z, None, {self.chunked: k})
+            for m, k in ((self, own + few), (last, few))
         )
         return bool(jnp.allclose(*values, rtol=1e-9, equal_nan=True))
-
-    def _walked(self, fn, axis, held, z, parameters):
-        """The sum over the rows that one device holds or reads, in chunks, and over all devices.
-
-        Each chunk holds the prior too; weighed by their shares of the rows they add up to the
-        prior once and every row once.
-        """
-        plate, (size, _) = self.chunked, self.subsampled[self.chunked]
-        own = size // (mesh.size(axis) if axis else 1)
-        number, left = divmod(own, CHUNK)
-        if axis:
-            z, parameters = jax.lax.pcast((z, parameters), axis, to="varying")
-
-        def part(begin, rows=CHUNK):
-            data, numbers = self._read(begin, rows, own, axis) if self.table else (held, begin)
-            here = copy(self)
-            here.data = self.data | data
-            summand = fn(here, z, parameters, {plate: numbers + jnp.arange(rows)})
-            return jax.tree.map(lambda x: rows / size * x, summand)
-
-        like = jax.eval_shape(lambda: part(0))
-        total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-        if axis:
-            total = jax.lax.pcast(total, axis, to="varying")
-        add = partial(jax.tree.map, jnp.add)
-        begins = CHUNK * jnp.arange(number)
-        again = jax.checkpoint(part)  # is computed, when it is asked for backwards
-        total, _ = jax.lax.scan(lambda t, begin: (add(t, again(begin)), None), total, begins)
-        if left:
-            total = add(total, part(number * CHUNK, left))
-        return mesh.added(total, axis) if axis else total
-
-    def _read(self, begin: Array, rows: int, own: int, axis: str | None):
-        """Rows of the table, of those that this device has to read, as JAX asks for them."""
-        head = self.table.head
-        shapes = {
-            k: jax.ShapeDtypeStruct((rows, *v.shape[1:]), jax.dtypes.canonicalize_dtype(v.dtype))
-            for k, v in head.items()
-        }
-
-        def read(device, begin):
-            first = int(device) * own
-            part = self._walk(first, first + own)(first + int(begin), first + int(begin) + rows)
-            return {k: np.asarray(v, shapes[k].dtype) for k, v in part.items()}
-
-        device = jax.lax.axis_index(axis) if axis else 0
-        return jax.pure_callback(read, shapes, device, begin), 0
-
-    def _walk(self, begin: int, end: int) -> streamed.Walk:
-        """The way through a range of rows, which is prepared while one goes it."""
-        if (begin, end) not in self.walks:
-            self.walks[begin, end] = streamed.Walk(self.table, begin, end)
-        return self.walks[begin, end]
-
-    def batches(self, looks: int, seed: int) -> Callable[[int], streamed.Batch]:
-        """Batches of the table's rows, each device's of those that are its own, of about as many
-        as so many estimates take.
-        """
-        devices = mesh.size(mesh.ROWS) if self.splits else 1
-        rows = looks * self.subsampled[self.chunked][1]
-        own = len(self.table) // devices
-        each = [(k * own, (k + 1) * own, rows // devices, seed) for k in range(devices)]
-        batches = cache(lambda k: streamed.Batches(self.table, *each[k]))
-        return lambda i: mesh.from_parts(mesh.ROWS, devices, lambda k: batches(k)(i))
 
     def estimate(
         self,
@@ -402,37 +322,14 @@ class Model:
         of rows on the disk from those of a batch.
         """
         if batch is None:
-            return self._log_density(z, parameters, self._some(key, number))
-        return with_slope(self._over_batch)(z, parameters, batch, key)
+            return self.log_density_of(z, parameters, self.some(key, number))
+        return with_slope(over_batch, self)(z, parameters, batch, key)
 
-    def _over_batch(self, fn: Callable, z, parameters, batch, key):
-        """The mean of what each device finds by `fn` on some of its own rows of a batch."""
-        axis = mesh.ROWS if self.splits else None
-        devices, (_, taken) = mesh.size(mesh.ROWS), self.subsampled[self.chunked]
+    def batches(self, looks: int, seed: int) -> Callable[[int], streamed.Batch]:
+        """Batches of the table's rows, by their place, of as many as so many estimates take."""
+        return batches(self, looks, seed)
 
-        def own(batch, z, parameters, key):
-            here, rows, own_key, share = copy(self), self._some(key), key, 1.0
-            here.data, number = self.data | batch.rows, taken
-            if axis:
-                z, parameters = jax.lax.pcast((z, parameters), axis, to="varying")
-                own_key = jax.random.fold_in(key, jax.lax.axis_index(axis))
-                number, share = max(1, taken // devices), 1 / devices
-            rows[self.chunked] = jax.random.randint(own_key, (number,), 0, batch.number[0])
-            found = jax.tree.map(lambda x: share * x, fn(here, z, parameters, rows))
-            return mesh.added(found, axis) if axis else found
-
-        if not axis:
-            return own(batch, z, parameters, key)
-        everywhere = PartitionSpec()
-        return jax.shard_map(
-            own,
-            mesh=mesh.current(),
-            in_specs=(PartitionSpec(axis), everywhere, everywhere, everywhere),
-            out_specs=everywhere,
-            axis_names={axis},
-        )(batch, z, parameters, key)
-
-    def _some(self, key: Array, number: int | None = None) -> dict[str, Array]:
+    def some(self, key: Array, number: int | None = None) -> dict[str, Array]:
         """Some rows of each subsampled plate, as many as it takes, or `number`.
 
         With replacement: a permutation of millions would cost more than looking at the rows.
@@ -457,9 +354,10 @@ class Model:
 
     def log_prior(self, z: Array) -> Array:
         """The log density of the prior at z, normalised where that is proper, in nats."""
-        return self._log_density(z, None, {}, partial(Unseen, sites=self.given))
+        return self.log_density_of(z, None, {}, partial(Unseen, sites=self.given))
 
-    def _log_density(self, z, parameters, rows, seen=lambda model: model):
+    def log_density_of(self, z, parameters, rows, seen=lambda model: model):
+        """Log p(z, data) in nats, estimated by these rows of some plates."""
         model = self._with(seen(self.some_rows(rows)), parameters, seeded=True)
         if not rows:
             model = Spread(model)
@@ -684,7 +582,7 @@ class Model:
                     f"{self.name}: plate '{k}' takes {taken} of {size} rows, and given all of "
                     f"them {why}; see that the model runs with subsample_size={size}."
                 ) from error
-            model, self.subsampled = self._model, {}
+            model, self.subsampled, self.held_rows = self._model, {}, {}
             self._model = lambda **data: Rows(lambda: model(**data), held)()
             return traced(self.called, self.key, self.name)
 
@@ -770,29 +668,6 @@ class Model:
             k: any((leaf != 0).any() for leaf in jax.tree.leaves(v)) for k, v in slopes.items()
         }
         return {k: v for k, v in parameters.items() if moved[k]}
-
-
-def with_slope(over: Callable) -> Callable:
-    """A log density as a sum over rows, whose slope in z and parameters comes along with it.
-
-    `over(fn, z, parameters, *others)` adds up `fn(model, z, parameters, rows)`. Backwards, the
-    slope would take a second walk through the rows, and a second sum over devices.
-    """
-
-    @jax.custom_jvp
-    def summed(z, parameters, *others):
-        return over(lambda here, *at: here._log_density(*at), z, parameters, *others)
-
-    @summed.defjvp
-    def both(at, directions):
-        def value_and_slope(here, z, parameters, rows):
-            return jax.value_and_grad(lambda at: here._log_density(*at, rows))((z, parameters))
-
-        value, slope = over(value_and_slope, *at)
-        products = jax.tree.map(lambda s, d: jnp.sum(s * d), slope, directions[:2])
-        return value, sum(jax.tree.leaves(products))
-
-    return summed
 
 
 def _same(argument, value) -> bool:

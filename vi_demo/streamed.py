@@ -133,8 +133,10 @@ class Walk:
     def __call__(self, begin: int, end: int) -> dict[str, np.ndarray]:
         """The rows from begin to end."""
         with self._lock:
-            self._held = {k: self._piece(k) for k in self._table.pieces(begin, end)}
-            return self._table.joined(self._held, begin, end)
+            wanted = {k: self._piece(k) for k in self._table.pieces(begin, end)}
+            # The one before stays: a device that reads the same may not be that far.
+            self._held = {k: v for k, v in self._held.items() if k == min(wanted) - 1} | wanted
+            return self._table.joined(wanted, begin, end)
 
     def _piece(self, k: int) -> dict[str, np.ndarray]:
         if k in self._held:
