@@ -164,6 +164,8 @@ def test_only_files_that_rows_can_be_read_from_are_streamed(files):
     (files / "rows.csv").write_text("y\n1\n")
     with pytest.raises(InputError, match=r"\.zarr and \.parquet files .* leave --stream out"):
         loading.load(str(files / "line.py"), str(files / "rows.csv"), stream=True)
+    with pytest.raises(InputError, match="give one with --data"):
+        loading.load(str(files / "line.py"), stream=True)
 
 
 def test_files_are_told_from_each_other(files):

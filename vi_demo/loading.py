@@ -62,6 +62,8 @@ def load(
     whatever cannot be used.
     """
     label, file, function = _find(spec)
+    if stream and data_file is None:
+        raise InputError(f"{label}: --stream is said of a data file; give one with --data.")
     with as_a_script(label):
         module = import_file(file, label) if file else _import_path(label)
         model = _model(module, function, label)
