@@ -37,7 +37,7 @@ import jax
 import numpy as np
 
 from vi_demo import mesh
-from vi_demo.errors import InputError, Terminated, is_full, text_of
+from vi_demo.errors import InputError, Terminated, is_full, is_within, text_of
 from vi_demo.packing import Packed, packed, unpacked
 
 FOLDER = ".checkpoints"  # in that of the run
@@ -89,7 +89,7 @@ class Checkpoints:
     def __exit__(self, kind, error, trace) -> None:
         _current.reset(self._token)
         try:
-            if isinstance(error, Terminated):
+            if isinstance(error, Terminated) or is_within(error, Terminated):
                 if self._main:  # a second one would come in the middle of it
                     signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 raise Terminated(self._last_words()) from None
@@ -135,9 +135,8 @@ class Checkpoints:
         self._last = time.monotonic()
 
     def _take(self, known: dict, numbers: np.ndarray) -> None:
-        other = differences(known["identity"], self.identity)
-        if other:
-            named = "; ".join(other[:MOST_NAMED])
+        other = differences(known["identity"], self.identity)[:MOST_NAMED]
+        if named := mesh.told("; ".join(other).encode()).decode():  # the first one's word
             raise InputError(
                 f"{self.folder} holds a checkpoint of another run: {named}; run that one with "
                 "--resume, or leave --resume out to begin this one anew."

@@ -21,7 +21,7 @@ import click
 from vi_demo import draws as drawn
 from vi_demo.approximations import APPROXIMATIONS
 from vi_demo.divergences import described
-from vi_demo.errors import InputError, MixedPrecision, Terminated
+from vi_demo.errors import InputError, MixedPrecision, Terminated, is_within
 
 FITS = ("reverse_kl", "forward_kl")  # unless others are asked for
 GUIDES = ("diagonal", "full_rank", "low_rank:K", "mixture:K", "flow", "own")
@@ -61,6 +61,9 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()
+        if is_within(error, KeyboardInterrupt):
+            complain("interrupted; files that were there before are as they were.")
+            sys.exit(INTERRUPTED)
         if "vi_demo.processes" in sys.modules:
             sys.modules["vi_demo.processes"].wait_if_lost(error)
         words = " ".join(str(error).split())[:300]
@@ -147,8 +150,8 @@ def vi_demo() -> None:
     "--data", metavar="FILE", help="csv, json, npz, netCDF, zarr or Parquet; names = arguments."
 )
 @click.option(
-    "--stream",
-    is_flag=True,
+    "--stream/--no-stream",
+    default=None,
     help="Read rows of a Parquet or zarr FILE as they are wanted, as is done with more than a "
     "gigabyte of them.",
 )
@@ -287,7 +290,9 @@ def run(
         report = timed.watching(bars)
         report("start", 0.0, f"importing {model} and what it needs")
         of_draws = drawn.is_file(model)
-        loaded = model if of_draws else loading.load(model, data, stream=stream or None)
+        if of_draws and stream:
+            raise InputError(f"{model} is a file of draws, which are held; leave --stream out.")
+        loaded = model if of_draws else loading.load(model, data, stream=stream)
         if distributed and settings["mesh"] is None:
             settings["mesh"] = mesh_of_all(loaded)
         out = Path(out or Path("runs") / (Path(model).stem if of_draws else loaded.name))

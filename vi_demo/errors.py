@@ -46,6 +46,11 @@ def text_of(error: BaseException) -> str:
     return " ".join(text.split())[:300].rstrip(".;") or "no message"
 
 
+def is_within(error: BaseException | None, kind: type[BaseException]) -> bool:
+    """Whether this came to code that JAX called, which makes an error of its own of it."""
+    return type(error).__name__ == "JaxRuntimeError" and f"{kind.__name__}" in str(error)
+
+
 def is_full(error: BaseException) -> bool:
     """Whether an error is that of a full disk, by its number or, where it has none, its words."""
     words = "No space left", "RESOURCE_EXHAUSTED"

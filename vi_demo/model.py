@@ -82,7 +82,7 @@ class Rows(Messenger):
         elif msg["type"] == "sample":
             for frame in msg["cond_indep_stack"]:
                 seen, size = (of.get(frame.name) for of in (self.seen, self.sizes))
-                if seen and size and seen != size:
+                if seen and size is not None and not (isinstance(size, int) and seen == size):
                     msg["scale"] = size / seen * (1.0 if msg["scale"] is None else msg["scale"])
 
 
@@ -191,11 +191,8 @@ class Model:
         self._refuse_missing()
         self.idle = self._idle()
         self.parameters = self._that_matter(self.parameters)
-        if self.table and not self.chunked:
-            raise InputError(
-                f"{name}: rows that stay on the disk are looked at one by one, and a latent or "
-                "discrete site of this model has entries for each; hold fewer rows in memory."
-            )
+        if self.table:
+            self._refuse_whole_tables()
         self.splits = self._splits()
         self._lay_out()
 
@@ -298,17 +295,34 @@ class Model:
         size = self.subsampled[self.chunked][0] if self.chunked else 0
         if not mesh.divides(mesh.ROWS, size):
             return False
-        if self.table:
-            return True
-        own, few = size - size // mesh.size(mesh.ROWS), jnp.arange(SPLIT)
-        last = copy(self)
-        last.data = self.data | {k: v[own:] for k, v in self.row_data.items()}
-        z = jnp.zeros(self.dim)
-        values = (
-            m.log_density_of(z, None, {self.chunked: k})
-            for m, k in ((self, own + few), (last, few))
-        )
-        return bool(jnp.allclose(*values, rtol=1e-9, equal_nan=True))
+        return bool(self.table) or self._comes_in_parts(size - size // mesh.size(mesh.ROWS))
+
+    def _comes_in_parts(self, begin: int) -> bool:
+        """Whether rows are the same where the model is given all, and those from `begin` on."""
+        last, few = copy(self), jnp.arange(SPLIT)
+        last.data = self.data | {k: v[begin:] for k, v in self.row_data.items()}
+        z = 0.3 * jax.random.normal(self.key, (self.dim,))
+        try:
+            whole = self.log_density_of(z, None, {self.chunked: begin + few})
+            part = last.log_density_of(z, None, {self.chunked: few})
+        except (TypeError, ValueError):  # shapes that cannot be broadcast
+            return False
+        return bool(jnp.allclose(whole, part, rtol=1e-9, equal_nan=True))
+
+    def _refuse_whole_tables(self) -> None:
+        """What depends on rows of a table but by one plate that is walked through."""
+        if self.chunked is None or self.subsampled[self.chunked][0] != len(self.table):
+            raise InputError(
+                f"{self.name}: rows that stay on the disk are looked at one by one, and a latent "
+                "or discrete site of this model has entries for each; hold the rows in memory "
+                "(--no-stream)."
+            )
+        if not self._comes_in_parts(self.held_rows[self.chunked] // 2):
+            raise InputError(
+                f"{self.name}: rows of {self.table.name} are given in parts, and something beside "
+                f"plate '{self.chunked}' depends on them (another plate, a mean of a column); "
+                "make it beforehand, or hold the rows in memory (--no-stream)."
+            )
 
     def estimate(
         self,
@@ -347,8 +361,9 @@ class Model:
         if not over:
             raise InputError(
                 f"{self.name}: {self.table.name} has {len(self.table):,} rows, which stay on the "
-                "disk, to be read as they are wanted; give the plate over them a subsample_size "
-                f"below {head:,}."
+                "disk, to be read as they are wanted; give the plate over them the size of an "
+                f"argument, as len(x), and a subsample_size below {head:,}, or hold them "
+                "(--no-stream)."
             )
         self.subsampled |= {k: (len(self.table), taken) for k, taken in over.items()}
 

@@ -118,11 +118,12 @@ def walk(model, begin: int, end: int) -> streamed.Walk:
 def over_batch(model, fn: Callable, z, parameters, batch, key):
     """The mean of what each device finds by `fn` on some of its own rows of a batch."""
     axis = mesh.ROWS if model.splits else None
-    devices, (_, taken) = mesh.size(mesh.ROWS), model.subsampled[model.chunked]
+    devices, (size, taken) = mesh.size(mesh.ROWS), model.subsampled[model.chunked]
 
     def own(batch, z, parameters, key):
         here, rows, own_key, share = copy(model), model.some(key), key, 1.0
         here.data, number = model.data | batch.rows, taken
+        here.subsampled = model.subsampled | {model.chunked: (size * batch.share[0], taken)}
         if axis:
             z, parameters = jax.lax.pcast((z, parameters), axis, to="varying")
             own_key = jax.random.fold_in(key, jax.lax.axis_index(axis))
@@ -150,6 +151,7 @@ def batches(model, looks: int, seed: int) -> Callable[[int], streamed.Batch]:
     devices = mesh.size(mesh.ROWS) if model.splits else 1
     rows = looks * model.subsampled[model.chunked][1]
     own = len(model.table) // devices
-    each = [(k * own, (k + 1) * own, rows // devices, seed) for k in range(devices)]
-    each_in_order = cache(lambda k: streamed.Batches(model.table, *each[k]))
+    ranges = [(k * own, (k + 1) * own) for k in range(devices)]
+    together = model.table.together(rows // devices, ranges)
+    each_in_order = cache(lambda k: streamed.Batches(model.table, *ranges[k], together, seed))
     return lambda i: mesh.from_parts(mesh.ROWS, devices, lambda k: each_in_order(k)(i))

@@ -198,11 +198,15 @@ def _parquet(file: Path, name: str, takes: Takes, stream: bool | None = None) ->
     header = [each for each in dataset.schema.names if not ROW_NAMES.fullmatch(each)]
     _refuse_twice(header, name, "columns")
     groups = [group for part in dataset.fragments for group in part.split_by_row_group()]
+    groups = [group for group in groups if group.row_groups[0].num_rows]
     ends = np.cumsum([group.row_groups[0].num_rows for group in groups])
     _refuse_empty(ends[-1] if len(ends) else 0, name)
-    size = sum(g.row_groups[0].total_byte_size for g in groups)
-    if wanted(ends[-1], max(size, 8 * ends[-1] * len(header)), stream):
-        return _table_on_disk(file, name, ends, partial(_parquet_piece, groups, header, takes))
+    size = sum(g.row_groups[0].total_byte_size for g in groups) / max(1, len(header))
+    taken = [each for each in header if takes.accepts(each) or _matrix_column(each)[0]]
+    if wanted(ends[-1], len(taken) * max(size, 8 * ends[-1]), stream):
+        return _table_on_disk(
+            file, name, ends, partial(_parquet_piece, groups, dataset.schema, takes)
+        )
 
     def column(each):
         # Column by column, so that only one is held twice while a matrix is put together.
@@ -211,11 +215,12 @@ def _parquet(file: Path, name: str, takes: Takes, stream: bool | None = None) ->
     return _table(header, column, name, takes)
 
 
-def _parquet_piece(groups: list, header: list[str], takes: Takes, name: str, rows: range, k: int):
+def _parquet_piece(groups: list, schema, takes: Takes, name: str, rows: range, k: int):
     """The columns of one row group."""
     base = lambda each: _matrix_column(each)[0]  # noqa: E731
+    header = [each for each in schema.names if not ROW_NAMES.fullmatch(each)]
     names = [each for each in header if takes.accepts(each) or base(each) in takes.parameters]
-    table = groups[k].to_table(columns=names, use_threads=False)
+    table = groups[k].to_table(columns=names, schema=schema, use_threads=False)
     place = partial(_row, first=rows.start)
     column = lambda each: _arrow(table[each], f"{name}: column {each!r}", place=place)  # noqa: E731
     return _table(header, column, name, takes)
@@ -361,13 +366,14 @@ def _zarr_on_disk(file: Path, name: str, takes: Takes, opened: Callable, stream:
     import zarr
 
     try:
-        dataset = opened()
+        dataset = opened(decode_times=False)
         known = {*dataset.data_vars, *(set(dataset.coords) & set(takes.parameters))}
         found = {str(k): dataset[k].variable for k in sorted(known)}
     except KeyError:  # arrays without names of their dimensions, which xarray asks for
         found = dict(zarr.open_group(str(file), mode="r").arrays())
-    rows = max([v.shape[0] for v in found.values() if v.shape], default=0)
-    size = sum(v.dtype.itemsize * math.prod(v.shape) for v in found.values())
+    taken = [v for k, v in found.items() if v.shape and takes.accepts(k)]
+    rows = max([v.shape[0] for v in taken], default=0)
+    size = sum(v.dtype.itemsize * math.prod(v.shape) for v in taken)
     if not wanted(rows, size, stream):
         return None
     long = {k: v for k, v in found.items() if v.shape[:1] == (rows,) and takes.accepts(k)}
@@ -381,7 +387,7 @@ def _zarr_on_disk(file: Path, name: str, takes: Takes, opened: Callable, stream:
 
         return {key: one(key) for key in long}
 
-    ends = np.minimum(np.arange(PIECE, rows + PIECE, PIECE), rows)
+    ends = np.linspace(0, rows, -(-rows // PIECE) + 1).round().astype(int)[1:]
     others = {k: v for k, v in found.items() if k not in long}
     rest = {k: np.asarray(v[...]) if takes.accepts(k) else None for k, v in others.items()}
     return rest | _table_on_disk(file, name, ends, piece)

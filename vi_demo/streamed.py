@@ -22,6 +22,7 @@ PIECE = 2**17  # rows that are read together, where the file leaves that open
 HEAD = 2**16  # rows that stand for the others where a model is looked at
 MOST = 2**26  # bytes of a batch, more only where one piece has more
 AHEAD = 1  # pieces that are read ahead
+LOOKED_INTO, ENDS = 16, 2**16  # files of a table, and bytes at both ends, that tell it from others
 EPOCHS = 2**20  # without end, as it were: Python counts no longer lengths
 
 
@@ -74,6 +75,17 @@ class Table:
         """Bytes of the numbers of one row."""
         return sum(v.nbytes // len(v) for v in self.head.values())
 
+    def together(self, rows: int, ranges: list[tuple[int, int]]) -> int:
+        """How many pieces make up a batch of about so many rows, of any of these ranges."""
+        rows = min(rows, MOST // self.row_bytes)
+        fewest = min(len(self.pieces(begin, end)) for begin, end in ranges)
+        return min(max(1, rows // self.longest), fewest)
+
+    @property
+    def longest(self) -> int:
+        """How many rows the longest piece has."""
+        return int(np.diff(self.ends, prepend=0).max())
+
     def check(self, first: int = 0, step: int = 1) -> None:
         """Read pieces once, for what is wrong with a row to be told before it is computed with."""
         for k in range(first, len(self.ends), step):
@@ -104,8 +116,15 @@ def wanted(rows: int, size: int, stream: bool | None) -> bool:
 def stamp(file: Path) -> str:
     """What tells a file from others, and from what it was before."""
     files = [file] if file.is_file() else sorted(p for p in file.rglob("*") if p.is_file())
-    states = [(str(p.relative_to(file)), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    return hashlib.sha256(repr(states).encode()).hexdigest()
+    told = hashlib.sha256(
+        repr([(str(p.relative_to(file)), p.stat().st_size) for p in files]).encode()
+    )
+    for some in files[:: max(1, len(files) // LOOKED_INTO)]:
+        with some.open("rb") as opened:
+            told.update(opened.read(ENDS))
+            opened.seek(max(0, some.stat().st_size - ENDS))
+            told.update(opened.read(ENDS))
+    return told.hexdigest()
 
 
 def columns(table: Table) -> dict[str, Column]:
@@ -148,33 +167,40 @@ class Walk:
 
 
 class Batch(NamedTuple):
-    """Rows that some steps take theirs from: arrays of one length, of which `number` count."""
+    """Rows that some steps take theirs from: arrays of one length, of which `number` count.
+
+    Batches of one epoch are not equally long: `share` is their length by the mean.
+    """
 
     rows: dict[str, np.ndarray]
     number: np.ndarray
+    share: np.ndarray
 
 
 class Batches:
-    """Batches of about `rows` rows of a range of a table, by their place in the order.
+    """Batches of a range of a table, so many pieces `together`, by their place in the order.
 
-    Each epoch has all pieces in an order of its own, which the seed decides.
+    Each epoch has all pieces in an order of its own, which the seed decides. The one at 0, before
+    all epochs, is of the longest pieces.
     """
 
-    def __init__(self, table: Table, begin: int, end: int, rows: int, seed: int):
+    def __init__(self, table: Table, begin: int, end: int, together: int, seed: int):
         self._pieces = table.pieces(begin, end)
-        longest = int(np.diff(table.ends, prepend=0).max())
-        rows = min(rows, MOST // table.row_bytes)
-        together = min(max(1, rows // longest), len(self._pieces))
-        self._length, self._table = together * longest, table
+        self._length, self._table, self._together = together * table.longest, table, together
         self._range = begin, end
+        self._mean = (end - begin) * together / len(self._pieces)
         order = pieces(table, self._pieces, self._cut).seed(seed).shuffle().repeat(EPOCHS)
         self._coming = iter(prefetched(order.batch(together, batch_fn=self._joined), 1))
-        self._next = 0
+        self._next = 1
 
     def __call__(self, i: int) -> Batch:
-        """The i-th batch of all epochs."""
+        """The i-th batch of all epochs, from 1 on."""
+        if i == 0:
+            lengths = np.diff(np.clip(self._table.ends, *self._range), prepend=self._range[0])
+            longest = sorted(self._pieces, key=lambda k: -lengths[k])[: self._together]
+            return self._joined([*map(self._cut, longest)])
         if i != self._next:
-            self._coming.set_state({"next_index": i})
+            self._coming.set_state({"next_index": i - 1})
         self._next = i + 1
         return next(self._coming)
 
@@ -183,7 +209,7 @@ class Batches:
         return self._table.joined({k: self._table.piece(k)}, *self._range)
 
     def _joined(self, parts) -> Batch:
-        number = sum(len(next(iter(part.values()))) for part in parts)
+        number = sum(map(rows_of, parts))
 
         def whole(arrays):
             joined = np.empty((self._length, *arrays[0].shape[1:]), arrays[0].dtype)
@@ -192,7 +218,12 @@ class Batches:
             return joined
 
         rows = {name: whole([part[name] for part in parts]) for name in parts[0]}
-        return Batch(rows, np.array([number]))
+        return Batch(rows, np.array([number]), np.array([number / self._mean]))
+
+
+def rows_of(part: Mapping[str, np.ndarray]) -> int:
+    """How many rows there are."""
+    return len(next(iter(part.values())))
 
 
 class Source:
