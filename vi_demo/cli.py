@@ -58,6 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
     except Terminated as error:
         complain(str(error))
         status = TERMINATED
+        if "vi_demo.processes" in sys.modules:
+            os._exit(status)  # the others end too, which there is no need to tell
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()
