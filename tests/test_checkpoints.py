@@ -18,7 +18,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from started import bits
+from started import FILE, bits
 
 import vi_demo
 from vi_demo import checkpoints, fitting, guides, loading, packing, results
@@ -29,15 +29,6 @@ from vi_demo.reference import Reference
 from vi_demo.target import Target
 
 KEY = jax.random.key(3)
-FILE = '''"""A line through six points."""
-import numpyro, numpyro.distributions as dist
-def data():
-    return {"x": [0.0, 1.0, 2.0, 3.0, 4.0, 5.0], "y": [0.1, 0.9, 2.3, 2.8, 4.1, 5.2]}
-def model(x, y=None):
-    a = numpyro.sample("a", dist.Normal(0, 2))
-    b = numpyro.sample("b", dist.StudentT(4, 0, 2))
-    numpyro.sample("y", dist.StudentT(3, a + b * x, 0.5), obs=y)
-'''
 WORDS = "divergence", "fitter", "status", "notes"
 
 

@@ -4,7 +4,7 @@ import json
 import signal
 
 import pytest
-from started import bits, free_port, started
+from started import FILE, bits, free_port, started
 
 import vi_demo
 
@@ -13,15 +13,6 @@ import numpyro, numpyro.distributions as dist
 
 def model():
     numpyro.sample("x", dist.Normal(1.0, 2.0))
-"""
-SLOW = """
-import numpyro, numpyro.distributions as dist
-def data():
-    return {"x": [0.0, 1.0, 2.0, 3.0, 4.0, 5.0], "y": [0.1, 0.9, 2.3, 2.8, 4.1, 5.2]}
-def model(x, y=None):
-    a = numpyro.sample("a", dist.Normal(0, 2))
-    b = numpyro.sample("b", dist.StudentT(4, 0, 2))
-    numpyro.sample("y", dist.StudentT(3, a + b * x, 0.5), obs=y)
 """
 
 
@@ -75,7 +66,7 @@ def test_a_process_that_dies_or_hangs_stops_the_other_in_a_line_that_names_it(
 
 def test_processes_that_are_terminated_go_on_in_the_same_bits(tmp_path):
     file = tmp_path / "line.py"
-    file.write_text(SLOW)
+    file.write_text(FILE)
     asked = ["run", file, "--optimizer=adam", "--draws=200", "--no-film", "--fit=reverse_kl"]
     whole = processes(tmp_path / "whole", *asked)
     assert all(process.communicate(timeout=300) and not process.returncode for process in whole)

@@ -32,6 +32,7 @@ PICTURES = ("fit", "evidence", "path")  # those of a run that are files of their
 EXPLORER = "explorer.html"
 CACHE_SWITCH = "VI_DEMO_CACHE"
 NO_USABLE_FIT, INTERRUPTED, TERMINATED = 3, 130, 143
+AS_BEFORE = "interrupted; files that were there before are as they were."
 CHECKPOINT = 60.0  # seconds between two, unless told otherwise
 
 
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
             traceback.print_exc()
         status = complain(str(error))
     except (KeyboardInterrupt, click.Abort):
-        complain("interrupted; files that were there before are as they were.")
+        complain(AS_BEFORE)
         status = INTERRUPTED
     except Terminated as error:
         complain(str(error))
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
         if "--debug" in arguments:
             traceback.print_exc()
         if is_within(error, KeyboardInterrupt):
-            complain("interrupted; files that were there before are as they were.")
+            complain(AS_BEFORE)
             sys.exit(INTERRUPTED)
         if "vi_demo.processes" in sys.modules:
             sys.modules["vi_demo.processes"].wait_if_lost(error)

@@ -48,7 +48,7 @@ def text_of(error: BaseException) -> str:
 
 def is_within(error: BaseException | None, kind: type[BaseException]) -> bool:
     """Whether this came to code that JAX called, which makes an error of its own of it."""
-    return type(error).__name__ == "JaxRuntimeError" and f"{kind.__name__}" in str(error)
+    return type(error).__name__ == "JaxRuntimeError" and kind.__name__ in str(error)
 
 
 def is_full(error: BaseException) -> bool:
