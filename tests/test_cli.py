@@ -12,7 +12,7 @@ import jax
 import pytest
 
 import vi_demo
-from vi_demo import cli, fitting, guides, loading
+from vi_demo import cli, fitting, guides, loading, startup
 from vi_demo import reference as references
 from vi_demo.divergences.generators import F_DIVERGENCES
 from vi_demo.errors import MixedPrecision
@@ -321,8 +321,8 @@ def test_what_a_file_makes_of_jax_is_in_double_precision(tmp_path):
         "def data(): return {'x': jnp.array([0.1])}\ndef model(x): ...\n"
     )
     code = """
-from vi_demo import cli, loading
-cli.ask_for_double()
+from vi_demo import loading, startup
+startup.ask_for_double()
 loaded = loading.load("own.py")
 print(loaded.data["x"].dtype, float(loaded.model.__globals__["TOP"]))
 """
@@ -342,7 +342,7 @@ def test_single_precision_where_a_model_asks_for_it(monkeypatch, capsys):
             raise MixedPrecision("own: the model mixes 32-bit numbers with 64-bit ones; mend it.")
         return number
 
-    assert cli.in_either_precision(work, 3) == 3
+    assert startup.in_either_precision(cli.complain, work, 3) == 3
     assert done == [3, ("jax_enable_x64", False), 3]
     said = capsys.readouterr().err
     assert said.strip().endswith("64-bit ones: everything is computed in single precision.")
@@ -352,7 +352,7 @@ def test_single_precision_where_a_model_asks_for_it(monkeypatch, capsys):
 def test_the_compilation_cache_can_be_turned_off(tmp_path, switch, kept):
     code = """
 import vi_demo.cli, jax
-vi_demo.cli.prepare_jax()
+vi_demo.startup.prepare_jax()
 jax.jit(lambda x: x + 1)(1.0)
 """
     env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "VI_DEMO_CACHE": switch}

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 import vi_demo
-from vi_demo import cli, results
+from vi_demo import cli, results, startup
 from vi_demo.pictures import explorer
 
 SOURCES = "default-src 'none'", "script-src 'unsafe-inline'", "style-src 'unsafe-inline'"
@@ -54,7 +54,7 @@ def explored(tmp_path_factory):
     (home / "twin.py").write_text(MODEL)
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
         patch.chdir(home)
-        patch.setenv(cli.CACHE_SWITCH, "off")
+        patch.setenv(startup.CACHE_SWITCH, "off")
         with pytest.raises(SystemExit) as end:
             cli.main(["explore", "twin.py", "--no-open"])
     assert end.value.code == 0

@@ -170,6 +170,11 @@ def test_levels_of_a_gaussian_are_its_highest_density_regions(mass):
     assert density[log_p >= level].sum() / density.sum() == pytest.approx(mass, abs=2e-3)
 
 
+def test_letters_that_no_font_has_are_known(monkeypatch):
+    monkeypatch.setattr(drawing, "INSTALLED", ["DejaVu Sans"])
+    assert drawing.letters_without_font("β[é, 1] → 均值 均") == "均值"
+
+
 def test_levels_ascend_and_pass_over_what_is_not_a_number():
     log_p = np.array([[np.nan, -np.inf], [np.log(0.75), np.log(0.25)]])
     np.testing.assert_allclose(

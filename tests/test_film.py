@@ -19,6 +19,7 @@ from PIL import Image
 
 import vi_demo
 from vi_demo import Target, cli, guides, landscapes, loading, record
+from vi_demo.errors import InputError
 from vi_demo.fitting import descent
 from vi_demo.fitting.objectives import draws_of_target
 from vi_demo.pictures import film
@@ -92,7 +93,7 @@ def normal_target(mean, factor):
 def test_every_divergence_falls_to_nothing_where_the_guide_can_match(name):
     target, q, draws = normal_target([500.0, -0.02], [[40.0, 0.0], [0.003, 0.004]])
     course = descent.course(target, guides.full_rank(), jax.random.key(1), draws)
-    way = descent.descend(course, name)
+    way = descent.ways(course, [name])[name]
     assert way.divergence[0].min() > 0.3
     np.testing.assert_allclose(way.divergence[-1], 0.0, atol=0.02)
     mean, covariance = way.mean[-1, :, 0], way.covariance[-1, :, 0]
@@ -119,7 +120,7 @@ def test_a_mixture_is_watched_by_its_components(watched):
     points = rng.normal(size=(4000, 2)) + np.where(rng.random((4000, 1)) < 0.5, -4, 4) * [1, 0]
     draws = draws_of_target(points, np.full(4000, 1 / 4000), jax.vmap(two_modes)(points), 0.0)
     course = descent.course(target, guides.family("mixture:2"), jax.random.key(0), draws)
-    way = descent.descend(course, "forward_kl")
+    way = descent.ways(course, ["forward_kl"])["forward_kl"]
     best = int(way.divergence[-1].argmin())
     np.testing.assert_allclose(np.sort(way.mean[-1, best, :, 0]), [-4, 4], atol=0.1)
     np.testing.assert_allclose(way.mass[-1, best], 0.5, atol=0.05)
@@ -150,14 +151,34 @@ def test_what_is_too_slow_or_too_large_is_not_watched():
     target, _, draws = normal_target(np.zeros(2), np.eye(2))
     target.__dict__["seconds_each"] = 1.0  # as a million rows might take
     assert descent.course(target, guides.full_rank(), jax.random.key(0), draws) is None
-    target, _, draws = normal_target(np.zeros(120), np.eye(120))
-    assert descent.course(target, guides.full_rank(), jax.random.key(0), draws) is None
+    target = Target.from_log_density(lambda x: -0.5 * x @ x, 400, name="wide")
+    with pytest.raises(InputError, match=r"wide: .* parameters are too many for a film of mix"):
+        descent.refuse(target, guides.family("mixture:8"))
+    descent.refuse(target, guides.full_rank())
+
+
+def test_of_many_dimensions_those_asked_for_and_those_that_part_most_are_recorded():
+    mean, sd = np.arange(30.0), np.ones(30)
+    factor = np.diag(sd)
+    factor[[21, 28], [20, 27]] = 3.0  # the diagonal guides part where others are correlated
+    target, q, draws = normal_target(mean, factor)
+    course = descent.course(target, guides.diagonal(), jax.random.key(0), draws)
+    ways = descent.ways(course, ["reverse_kl", "forward_kl"], first=[7])
+    kept = ways["forward_kl"].coordinates
+    assert len(kept) == descent.KEPT and {7, 20, 21, 27, 28} <= set(kept)
+    way = ways["forward_kl"]
+    sds = np.sqrt(np.diagonal(way.covariance[-1, 0, 0]))
+    wanted = np.sqrt(np.diag(q.covariance_matrix))[kept]
+    np.testing.assert_allclose((way.mean[-1, 0, 0] - mean[kept]) / wanted, 0, atol=0.1)
+    np.testing.assert_allclose(sds / wanted, 1, atol=0.1)
+    tree = record.descent_tree(target, way)
+    assert list(tree["coordinate"].values) == [f"x[{i}]" for i in kept]
 
 
 def test_both_kls_of_a_normal_have_their_closed_forms():
     target, _, draws = normal_target([1.0], [[0.5]])
     course = descent.course(target, guides.full_rank(), jax.random.key(0), draws)
-    ways = {"reverse_kl": descent.descend(course, "reverse_kl")}
+    ways = descent.ways(course, ["reverse_kl"])
     kls = landscapes.of_kls(target, draws, ways)
     mean, sd = np.meshgrid(kls["mean"], np.exp(kls["log_sd"]), indexing="ij")
     reverse = np.log(0.5 / sd) + (sd**2 + (mean - 1) ** 2) / (2 * 0.25) - 0.5

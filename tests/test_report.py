@@ -1,5 +1,6 @@
 """The report: what stands on the page, that it is whole by itself, and how a browser shows it."""
 
+import io
 import itertools
 import json
 import re
@@ -13,6 +14,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 import xarray as xr
+from PIL import Image
 
 import vi_demo
 from vi_demo import cli, loading, results
@@ -410,15 +412,19 @@ def test_nothing_overflows(browser, folder, width):
 
 
 def test_light_and_dark(browser, folder):
-    looks = {}
+    """Pictures too: seen on the screen, a figure's paper is as light or dark as the page."""
+    looks, paper_of = {}, {}
     for scheme in ("light", "dark"):
         page = browser.new_page(color_scheme=scheme)
         page.goto((folder / "report.html").as_uri())
         ask = "(e => [e.color, e.backgroundColor])(getComputedStyle(document.body))"
         looks[scheme] = [sum(map(int, re.findall(r"\d+", c)[:3])) for c in page.evaluate(ask)]
+        seen = Image.open(io.BytesIO(page.locator("figure img").first.screenshot()))
+        paper_of[scheme] = sum(seen.convert("RGB").getpixel((seen.width - 12, 12)))
         page.close()
     (ink, paper), (chalk, board) = looks["light"], looks["dark"]
     assert paper - ink > 400 and chalk - board > 400
+    assert abs(paper_of["light"] - paper) < 12 and abs(paper_of["dark"] - board) < 12
 
 
 @pytest.mark.panel

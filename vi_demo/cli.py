@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import importlib.util
+import logging
 import os
 import shlex
 import sys
@@ -21,7 +21,15 @@ import click
 from vi_demo import draws as drawn
 from vi_demo.approximations import APPROXIMATIONS
 from vi_demo.divergences import described
-from vi_demo.errors import InputError, MixedPrecision, Terminated, is_within
+from vi_demo.errors import InputError, Terminated, is_within
+from vi_demo.startup import (
+    ask_for_double,
+    in_either_precision,
+    joined,
+    keep_bytecode,
+    mesh_of_all,
+    prepare_jax,
+)
 
 FITS = ("reverse_kl", "forward_kl")  # unless others are asked for
 GUIDES = ("diagonal", "full_rank", "low_rank:K", "mixture:K", "flow", "own")
@@ -30,7 +38,6 @@ DATA = "csv, json, npz, netCDF, zarr or Parquet; names = model arguments."
 FILMS = ("mp4", "gif", "webp")
 PICTURES = ("fit", "evidence", "path")  # those of a run that are files of their own
 EXPLORER = "explorer.html"
-CACHE_SWITCH = "VI_DEMO_CACHE"
 NO_USABLE_FIT, INTERRUPTED, TERMINATED = 3, 130, 143
 AS_BEFORE = "interrupted; files that were there before are as they were."
 CHECKPOINT = 60.0  # seconds between two, unless told otherwise
@@ -308,6 +315,7 @@ def run(
         from vi_demo import processes, study
 
         tree = in_either_precision(
+            complain,
             study.run,
             loaded,
             data if of_draws else None,
@@ -360,10 +368,22 @@ def pictures_of(tree) -> dict[str, Callable]:
     from vi_demo import results
     from vi_demo.pictures import figures, report
 
+    tell_of_letters(tree)
     drawn = figures.drawn(tree)
     page = report.page(tree, drawn)
     own = {name: drawn[name] for name in PICTURES if name in drawn}
     return figures.writers(own) | {results.REPORT: writing(page)}
+
+
+def tell_of_letters(tree) -> None:
+    """Say in a line, rather than in Matplotlib's many, which letters of names no font has."""
+    from vi_demo.pictures import contents, drawing
+
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # some have no bold
+    names = "".join(c.title for c in contents.coordinates(tree))
+    if letters := drawing.letters_without_font(names):
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)
+        complain(f"no font here has {letters}: boxes in pictures, unless Noto Sans CJK is there")
 
 
 def writing(page: str) -> Callable[[Path], None]:
@@ -398,6 +418,7 @@ def draw_report(folder, out, opens, suffix, debug) -> None:
     results.check_folder(out.parent)
     from vi_demo.pictures import figures, report
 
+    tell_of_letters(tree)
     drawn = figures.drawn(tree)
     more = figures.writers(drawn, suffix) if suffix else {}
     results.write(out.parent, {out.name: writing(report.page(tree, drawn)), **more})
@@ -461,7 +482,12 @@ def calibrate(model, data, out, as_json, quiet, debug, **settings) -> None:
         from vi_demo import calibration
 
         tree = in_either_precision(
-            calibration.calibrate, loaded, data if of_draws else None, report=report, **settings
+            complain,
+            calibration.calibrate,
+            loaded,
+            data if of_draws else None,
+            report=report,
+            **settings,
         )
         report("save", 0.0, "drawing")
         from vi_demo.pictures import calibration as pictures
@@ -500,7 +526,7 @@ def check(model, data, debug) -> None:
         for line in preflight.lines(*arguments):
             click.echo(line)
 
-    in_either_precision(say, loaded, data if loaded is model else None)
+    in_either_precision(complain, say, loaded, data if loaded is model else None)
 
 
 class Pixels(click.ParamType):
@@ -556,6 +582,7 @@ def animate(folder, out, debug, **settings) -> None:
         raise InputError(f"{out}: a film of that ending cannot be made; choose {wanted}.")
     settings["format"] = settings["format"] or ending or None
     run = results.load(folder)
+    tell_of_letters(run)
     made = filmed(run, folder, **settings)
     path = Path(out) if out else Path(folder) / f"fit.{made.format}"
     results.write(path.parent, {path.name: made.save})
@@ -678,81 +705,6 @@ def models() -> None:
     for name, file in files.items():
         docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
         click.echo(f"{name:<{width}}  {docstring.partition(chr(10))[0]}")
-
-
-def ask_for_double() -> None:
-    """Double precision for what the user's file makes as it is imported, before JAX is here."""
-    os.environ.setdefault("JAX_ENABLE_X64", "1")
-
-
-def cache_folder(name: str) -> Path | None:
-    """A folder for what need not be made anew by each command; none with `VI_DEMO_CACHE=off`."""
-    import platformdirs
-
-    if os.environ.get(CACHE_SWITCH, "").lower() in ("off", "0", "no", "false"):
-        return None
-    return platformdirs.user_cache_path("vi-demo") / name
-
-
-def keep_bytecode() -> None:
-    """Keep the bytecode of modules where Python may keep none beside them, as containers ask.
-
-    Compiling JAX, xarray and Matplotlib anew takes up to five seconds of each command.
-    """
-    numpyro = importlib.util.find_spec("numpyro")
-    if sys.dont_write_bytecode and not Path(numpyro.cached).exists() and cache_folder("bytecode"):
-        sys.pycache_prefix, sys.dont_write_bytecode = str(cache_folder("bytecode")), False
-
-
-def prepare_jax() -> None:
-    """Double precision, and compiled programs kept in the user's cache folder between runs.
-
-    `VI_DEMO_CACHE=off` turns the cache off; JAX's own `JAX_COMPILATION_CACHE_DIR` moves it.
-    """
-    import jax
-
-    jax.config.update("jax_enable_x64", True)
-    folder = cache_folder("jax")
-    if not folder:
-        jax.config.update("jax_enable_compilation_cache", False)
-        return
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    # A program that cannot be kept, or a folder that cannot be written, costs time and no more.
-    warnings.filterwarnings("ignore", message="Error (writing|reading) persistent compilation")
-
-
-def joined(*others) -> bool:
-    """Make this process one of many; whether it is the first, which alone is heard."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # of what it does for us it would warn
-    prepare_jax()
-    from vi_demo import processes
-
-    return processes.join(*others)
-
-
-def mesh_of_all(loaded) -> str:
-    """All devices of all processes, along the rows where these stay on the disk."""
-    import jax
-
-    from vi_demo.streamed import table_of
-
-    on_disk = isinstance(loaded, tuple) and table_of(loaded.data)
-    return f"rows={jax.device_count()}" if on_disk else "auto"
-
-
-def in_either_precision(work, *arguments, **settings):
-    """The work done in double precision; in single where the model's own types ask for it."""
-    import jax
-
-    try:
-        return work(*arguments, **settings)
-    except MixedPrecision as error:
-        complain(f"{str(error).partition(';')[0]}: everything is computed in single precision.")
-        jax.config.update("jax_enable_x64", False)
-        warnings.filterwarnings("ignore", message="Explicitly requested dtype float64")
-        return work(*arguments, **settings)
 
 
 if __name__ == "__main__":

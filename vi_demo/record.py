@@ -10,8 +10,8 @@
 /<fit>/descent         the way down of a few starts in common with the other fits, to be watched
 /corrected             posterior draws that the last rung of the ladder made, of equal weight;
                        its guide, if it has one
-/reference             posterior draws, sample_stats; modes; unconstrained, the draws on R^d,
-                       where a film of more than two dimensions is asked for
+/reference             posterior draws, sample_stats; modes; unconstrained, the draws on R^d in
+                       the coordinates of the descents, where a film of more than two is asked for
 /parameters            of the model, numpyro.param sites, as they were learned
 /path                  local optima along alpha from reverse to forward KL, a branch each
 /landscape             log p on a grid, for targets of one or two dimensions
@@ -156,14 +156,15 @@ def descent_tree(target: Target, way: Descent) -> xr.DataTree:
         "mass": (dims[:3], way.mass),
         "divergence": (dims[:2], way.divergence),
     }
-    names = dict.fromkeys(("coordinate", "coordinate_2"), target.coordinate_names)
-    return xr.DataTree(xr.Dataset(rows, coords=names))
+    names = [target.coordinate_names[i] for i in way.coordinates]
+    coords = dict.fromkeys(("coordinate", "coordinate_2"), names)
+    return xr.DataTree(xr.Dataset(rows, coords=coords))
 
 
-def unconstrained_tree(target: Target, points: np.ndarray) -> xr.DataTree:
-    """The reference's draws (S, d) as they are on R^d, where the guides live."""
-    names = {"coordinate": target.coordinate_names}
-    rows = {"points": (("draw", "coordinate"), np.asarray(points, "f4"))}
+def unconstrained_tree(target: Target, points: np.ndarray, kept: np.ndarray) -> xr.DataTree:
+    """Some coordinates of the reference's draws (S, d) on R^d, where the guides live."""
+    names = {"coordinate": [target.coordinate_names[i] for i in kept]}
+    rows = {"points": (("draw", "coordinate"), np.asarray(points[:, kept], "f4"))}
     return xr.DataTree(xr.Dataset(rows, coords=names))
 
 

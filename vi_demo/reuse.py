@@ -23,8 +23,9 @@ from numpyro.infer import Predictive
 from vi_demo import guides, loading, results, supports
 from vi_demo.batching import batched
 from vi_demo.draws import Linear, stored
+from vi_demo.effects import Rows
 from vi_demo.errors import InputError
-from vi_demo.model import Rows, traced
+from vi_demo.model import traced
 from vi_demo.record import flat, path_name
 from vi_demo.refusals import stopped_by
 from vi_demo.sites import unravel

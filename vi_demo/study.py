@@ -93,8 +93,8 @@ def run(
     verdict of their own. With `correct`, a ladder of corrections is climbed until one is right,
     and its draws are `run["corrected"]`. Reverse KL goes by natural gradients where it can, and by
     Adam with the `optimizer` "adam". With `film`, the way down of each divergence from a few
-    common starts is recorded for `vi-demo animate`; up to two dimensions it is unless `film` is
-    False. `mesh` lays the work over several devices: `draws=4,rows=2`, or `auto` for all of them
+    common starts is recorded for `vi-demo animate`, in the 24 coordinates that part most; up to
+    two dimensions it is unless `film` is False. `mesh` lays the work over several devices: `draws=4,rows=2`, or `auto` for all of them
     along the draws. `report(phase, share, text)` is called as the work goes on. Raises
     `InputError` where the input cannot be used.
     """
@@ -109,7 +109,7 @@ def run(
     family, remarks = family_for(target, guide if own is None else "full_rank")
     refuse(target, own, family, fits, path, correct, optimizer)
     if film:
-        descent.refuse(target, "own" if own is not None else family.name)
+        descent.refuse(target, None if own is not None else family)
     quantities.known(target, quantity)
     given = None if reference in references.METHODS else references.from_file(target, reference)
     settings = {
@@ -189,11 +189,12 @@ def run(
         parts["landscape"] = xr.DataTree(landscapes.density(target, np.concatenate(seen)))
     if own is None and (film or (film is None and target.dim <= 2)):
         report("film", 0.0, "compiling")
-        ways, kls = to_watch(target, family, judged, truth, part(key, "film"))
+        ways, kls = to_watch(target, family, judged, truth, part(key, "film"), quantity)
         for name, way in ways.items():
             parts[name]["descent"] = record.descent_tree(target, way)
         if ways and target.dim > 2 and truth.draws is not None:
-            parts["reference"]["unconstrained"] = record.unconstrained_tree(target, points)
+            kept = next(iter(ways.values())).coordinates
+            parts["reference"]["unconstrained"] = record.unconstrained_tree(target, points, kept)
         if kls is not None:
             parts["kl_landscape"] = xr.DataTree(kls)
         report("film", 1.0, "recorded" if ways else "nothing to watch")
@@ -223,17 +224,28 @@ def keep_what_was_timed(target: Target) -> None:
 
 
 def to_watch(
-    target: Target, family: guides.Family, judged: Mapping, truth: references.Reference, key
+    target: Target,
+    family: guides.Family,
+    judged: Mapping,
+    truth: references.Reference,
+    key: jax.Array,
+    quantity: tuple[str, ...],
 ) -> tuple[dict[str, Descent], xr.Dataset | None]:
-    """The way down each divergence that was fitted, from the same starts; the KLs in between."""
+    """The way down each divergence that was fitted, from the same starts; the KLs in between.
+
+    Of many coordinates those of the sites in `quantity` are recorded first.
+    """
     draws = of_reference(truth)
     if draws is None:
         draws = next((j.fit.draws for j in judged.values() if j.fit.draws is not None), None)
     course = None if draws is None else descent.course(target, family, key, draws)
-    if course is None:
+    names = [name for name in judged if name not in APPROXIMATIONS]
+    if course is None or not names:
         return {}, None
-    ways = {name: descent.descend(course, name) for name in judged if name not in APPROXIMATIONS}
-    flat = ways and target.dim == 1 and family.components == 1 and target.log_density is not None
+    of_site = [name.partition("[")[0] for name in target.coordinate_names]
+    first = [i for i, site in enumerate(of_site) if site in quantity]
+    ways = descent.ways(course, names, first)
+    flat = target.dim == 1 and family.components == 1 and target.log_density is not None
     return ways, landscapes.of_kls(target, draws, ways) if flat else None
 
 

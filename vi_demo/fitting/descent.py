@@ -7,7 +7,7 @@ run, on draws that stay the same: whatever differs between two ways is the diver
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -35,18 +35,21 @@ NARROW = 0.1  # sds of a start, on the target's own scale
 REACH = 2.0  # sds from the target's mean that a start lies away at most, along each axis
 NOISE = 128  # draws of the guide, at least
 TARGET_DRAWS = 2048
-MOST_NUMBERS = 500_000  # of all covariances of a way
-MOST_SECONDS = 10.0  # for the target's density, in all of a way
+KEPT = 24  # coordinates that are recorded
+MOST_NUMBERS = 30_000_000  # of all parameters of a way
+MOST_SECONDS = 10.0, 60.0  # for the target's density, in all of a way, and in one start's
+MOST_PRODUCTS = 2e11  # of parameters and draws of the guide, in all of a way
 GRADIENT = 3  # densities that a gradient costs
 
 
 class Descent(NamedTuple):
     """The guides on the way, each a mixture of k Gaussians, k mostly 1, and how far off they are.
 
-    `steps` (f,); `mean` (f, starts, k, d), `covariance` (f, starts, k, d, d), `mass`
-    (f, starts, k); `divergence` (f, starts), in nats.
+    `coordinates` (c,) of R^d were recorded; `steps` (f,); `mean` (f, starts, k, c), `covariance`
+    (f, starts, k, c, c), `mass` (f, starts, k); `divergence` (f, starts), in nats.
     """
 
+    coordinates: np.ndarray
     steps: np.ndarray
     mean: np.ndarray
     covariance: np.ndarray
@@ -58,7 +61,8 @@ class Course(NamedTuple):
     """What all ways down a target have in common.
 
     `least` is E_p[log p], normalised and in u: nan where the target has no density. `seen` gives
-    the moments of the guides of parameters (f, starts, ...), as they are in z.
+    the moments of some coordinates of the guides of parameters (f, starts, ...), as they are in z;
+    `sd` (d,) is how wide the target is there.
     """
 
     target: Target  # in u
@@ -67,18 +71,20 @@ class Course(NamedTuple):
     noise: Array
     draws: TargetDraws
     least: float
-    seen: Callable[[dict], tuple[Array, Array, Array]]
+    seen: Callable[[dict, Array], tuple[Array, Array, Array]]
+    sd: np.ndarray
 
 
-def refuse(target: Target, guide: str) -> None:
+def refuse(target: Target, family: Family | None) -> None:
     """Raise `InputError` where the guides on the way cannot be recorded, before all work."""
-    if guide in ("own", "flow"):
-        raise InputError(f"a film shows Gaussians and no {guide} guide; leave --film out.")
-    if FRAMES * target.dim**2 > MOST_NUMBERS:
-        most = int((MOST_NUMBERS / FRAMES) ** 0.5)
+    if family is None or family.judged:
+        name = "own" if family is None else family.name
+        raise InputError(f"a film shows Gaussians and no {name} guide; leave --film out.")
+    if not most_starts(target, family):
         raise InputError(
-            f"{target.name}: a film takes at most {most} dimensions, and there are {target.dim}; "
-            "leave --film out."
+            f"{target.name}: {number_of_parameters(target, family):,} parameters are too many for "
+            f"a film of {family.name} in {target.dim} dimensions; leave --film out, or choose "
+            "--guide diagonal."
         )
 
 
@@ -87,8 +93,8 @@ def course(target: Target, family: Family, key: Array, draws: TargetDraws) -> Co
 
     None where there is too much to record, or a guide that is no mixture of Gaussians.
     """
-    number = affordable(target)
-    if not number or family.judged:
+    number = 0 if family.judged else affordable(target, family)
+    if not number:
         return None
     weights, points = np.exp(draws.log_weights), np.asarray(draws.points)
     mean, factor = mean_and_factor(points, weights)
@@ -104,12 +110,15 @@ def course(target: Target, family: Family, key: Array, draws: TargetDraws) -> Co
     least = float(weights @ draws.log_p + volume)
 
     @jax.jit
-    @jax.vmap
-    @jax.vmap
-    def seen(params):
-        return gaussians(family.distribution(family.moved(params, *frame)))
+    def seen(params, kept):
+        def one(params):
+            mean, covariance, mass = gaussians(family.distribution(family.moved(params, *frame)))
+            return mean[:, kept], covariance[:, kept][..., kept], mass
 
-    return Course(seen_from(target, frame), family, begin, noise, some, least, seen)
+        return jax.lax.map(jax.vmap(one), params)  # a frame at a time: covariances are large
+
+    sd = np.linalg.norm(factor, axis=1)
+    return Course(seen_from(target, frame), family, begin, noise, some, least, seen, sd)
 
 
 def number_of_noise(target: Target) -> int:
@@ -117,13 +126,27 @@ def number_of_noise(target: Target) -> int:
     return max(NOISE, 2 ** int(np.ceil(np.log2(4 * target.dim))))
 
 
-def affordable(target: Target) -> int:
-    """How many starts can be followed: in memory, and in time."""
-    most = MOST_NUMBERS // (FRAMES * target.dim**2)
+def number_of_parameters(target: Target, family: Family) -> int:
+    """How many numbers a guide is."""
+    shapes = jax.eval_shape(family.init, jnp.zeros(target.dim), 1.0)
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
+
+
+def most_starts(target: Target, family: Family) -> int:
+    """How many starts can be followed: in memory, and in a guide's own arithmetic."""
+    numbers = FRAMES * number_of_parameters(target, family)
+    products = STEPS * numbers * number_of_noise(target)
+    return min(STARTS, MOST_NUMBERS // numbers, int(MOST_PRODUCTS / products))
+
+
+def affordable(target: Target, family: Family) -> int:
+    """How many starts can be followed, and in the time of the target's density too."""
+    most = most_starts(target, family)
     if target.log_density is not None:
-        one = GRADIENT * FRAMES * STEPS * number_of_noise(target)
-        most = min(most, int(MOST_SECONDS / max(target.seconds(one), 1e-9)))
-    return min(most, STARTS)
+        one = target.seconds(GRADIENT * FRAMES * STEPS * number_of_noise(target))
+        in_time = int(MOST_SECONDS[0] / max(one, 1e-9)) or one < MOST_SECONDS[1]
+        most = min(most, in_time)
+    return most
 
 
 def begin_at(
@@ -162,8 +185,43 @@ def mean_and_factor(points: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray
     return mean, np.linalg.cholesky(covariance)
 
 
-def descend(course: Course, name: str) -> Descent:
-    """The way down the divergence of that name."""
+def ways(course: Course, names: Sequence[str], first: Sequence[int] = ()) -> dict[str, Descent]:
+    """The ways down the divergences of these names, in the same coordinates.
+
+    These are all where there are few; else those asked for `first`, and those that part most.
+    """
+    paths = {name: descend(course, name) for name in names}
+    kept = chosen(course, [params for params, _ in paths.values()], first)
+    steps = STEPS * np.arange(FRAMES + 1)
+    return {
+        name: Descent(kept, steps, *map(np.asarray, course.seen(params, kept)), divergence)
+        for name, (params, divergence) in paths.items()
+    }
+
+
+def chosen(course: Course, paths: Sequence[dict], first: Sequence[int]) -> np.ndarray:
+    """Which coordinates are recorded, in order."""
+    every = np.arange(len(course.sd))
+    if len(every) <= KEPT:
+        return every
+    ends = [course.seen(jax.tree.map(lambda a: a[-1:, :1], path), every) for path in paths]
+    means, sds = np.array([whole(*(np.asarray(m)[0, 0] for m in end)) for end in ends]).swapaxes(
+        0, 1
+    )
+    apart = np.ptp(means, axis=0) / course.sd + np.ptp(np.log(sds), axis=0)
+    apart[list(first)] = np.inf
+    return np.sort(np.argsort(-apart, kind="stable")[:KEPT])
+
+
+def whole(mean: np.ndarray, covariance: np.ndarray, mass: np.ndarray) -> tuple:
+    """Mean and sd (d,) of each coordinate of a mixture."""
+    centre = mass @ mean
+    variance = np.diagonal(covariance, axis1=1, axis2=2) + (mean - centre) ** 2
+    return centre, np.sqrt(mass @ variance)
+
+
+def descend(course: Course, name: str) -> tuple[dict, np.ndarray]:
+    """The way down the divergence of that name: parameters, and how far off they are."""
     f = named(name)
     value_and_grad = jax.value_and_grad(loss_of(f, course.target, course.family))
     adam = optax.adam(optax.cosine_decay_schedule(RATE, FRAMES * STEPS), b2=MEMORY)
@@ -183,9 +241,7 @@ def descend(course: Course, name: str) -> Descent:
 
     every = mesh.program(jax.vmap(way, in_axes=(0, None, None), out_axes=1))
     params, losses = every(course.begin, course.noise, course.draws)
-    moments = map(np.asarray, course.seen(params))
-    steps = STEPS * np.arange(FRAMES + 1)
-    return Descent(steps, *moments, in_nats(f, course, np.asarray(losses)))
+    return params, in_nats(f, course, np.asarray(losses))
 
 
 def in_nats(f: Callable, course: Course, losses: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse, Patch
 from matplotlib.patheffects import withStroke
@@ -25,7 +26,15 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from vi_demo.pictures.contents import fit_names
 
-STYLE = Path(__file__).with_name("colours.mplstyle")
+# Matplotlib's own letters first; a model's names may be in others, which these have.
+FONTS = (
+    *("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans"),
+    *("Source Han Sans SC", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback"),
+    *("PingFang SC", "Hiragino Sans", "Arial Unicode MS", "Microsoft YaHei", "Yu Gothic"),
+    *("Malgun Gothic", "Nirmala UI", "Noto Sans Devanagari"),
+)
+INSTALLED = [name for name in FONTS if name in {font.name for font in fontManager.ttflist}]
+STYLE = [Path(__file__).with_name("colours.mplstyle"), {"font.family": INSTALLED}]
 
 # One meaning a colour, in every picture: Okabe and Ito's blue and vermilion and Tol's wine, which
 # colour-blind readers tell apart and which differ in lightness too.
@@ -86,6 +95,13 @@ def save(figure: Figure, path: str | Path) -> None:
     }
     with matplotlib.style.context(STYLE):
         figure.savefig(path, metadata=dict.fromkeys(stamps.get(path.suffix, ())) or None)
+
+
+def letters_without_font(text: str) -> str:
+    """The letters of a text that no font of this machine has, each once."""
+    fonts = [get_font(findfont(FontProperties(family=name))) for name in INSTALLED]
+    missing = (c for c in dict.fromkeys(text) if not any(f.get_char_index(ord(c)) for f in fonts))
+    return "".join(missing)
 
 
 def note(figure: Figure, text: str) -> None:

@@ -25,7 +25,7 @@ from matplotlib.patches import Ellipse
 from matplotlib.ticker import LogLocator
 from PIL import Image
 
-from vi_demo.pictures.contents import axis_labels, landscape_dim, target_density
+from vi_demo.pictures.contents import landscape_dim, target_density
 from vi_demo.pictures.drawing import (
     COLOURS,
     HALO,
@@ -40,7 +40,7 @@ from vi_demo.pictures.drawing import (
     shade,
 )
 from vi_demo.pictures.pairs import joint_density
-from vi_demo.pictures.ways import descended, parted, total_moments
+from vi_demo.pictures.ways import descended, labels_of, parted, total_moments
 from vi_demo.pictures.words import measured, number
 
 FORMATS = {"mp4": "video/mp4", "gif": "image/gif", "webp": "image/webp"}
@@ -159,14 +159,20 @@ def scene(run: xr.DataTree, size: tuple[int, int], sites: Sequence[str], start: 
 
 
 def shown(run: xr.DataTree, names: Sequence[str], sites: Sequence[str]) -> list[int]:
-    """Which coordinates of R^d are drawn: all of one or two, else those asked for."""
+    """Which of the recorded coordinates are drawn: all of one or two, else those asked for."""
     plain = [str(c) for c in run[names[0]]["descent"]["coordinate"].values]
     if not sites:
         return parted(run, names) if len(plain) > 2 else list(range(len(plain)))
-    titles = [label.partition(" (")[0] for label in axis_labels(run)]
+    titles = [label.partition(" (")[0] for label in labels_of(run, names[0])]
     unknown = [s for s in sites if s not in plain and s not in titles]
     if unknown:
         few = ", ".join(titles[:8]) + ", …" * (len(titles) > 8)
+        every = run[names[0]]["guide"].sizes["coordinate"]
+        if every > len(plain):
+            raise ValueError(
+                f"the way of {unknown[0]} was not recorded; choose two of the {len(plain)} of "
+                f"{every} coordinates that were, {few}, or run again and name it by --quantity"
+            )
         raise ValueError(f"there is no {unknown[0]}; choose two of {few}")
     if len(sites) != min(2, len(plain)):
         raise ValueError(f"choose {min(2, len(plain))} of the coordinates, not {len(sites)}")
@@ -189,7 +195,7 @@ def plane_stage(run, panels, ways, which, start) -> None:
     seen = np.concatenate(seen)
     low, high = seen.min(0), seen.max(0)
     margin = 0.05 * (high - low)
-    labels = axis_labels(run)
+    labels = labels_of(run, next(iter(ways)))
     for ax in panels:
         if target is not None:
             contours(ax, axes, log_p, levels)
@@ -244,7 +250,7 @@ def line_stage(run, panels, ways, which, start) -> None:
             ax.fill_between(x, density, color=shade(0.35), linewidth=0)
             ax.plot(x, density, color=COLOURS["target"], linewidth=0.8)
         ax.set(xlim=ends, ylim=(0, 1.15 * max(top, narrow)), yticks=[])
-        ax.set_xlabel(axis_labels(run)[0])
+        ax.set_xlabel(labels_of(run, next(iter(ways)))[0])
 
 
 # What moves.

@@ -41,13 +41,19 @@ def descended(run: xr.DataTree) -> list[str]:
     return [name for name in fit_names(run) if "descent" in run[name].children]
 
 
+def labels_of(run: xr.DataTree, name: str) -> list[str]:
+    """A label for each coordinate whose way was recorded."""
+    every = dict(zip(run[name]["guide"]["coordinate"].values, axis_labels(run), strict=True))
+    return [every[c] for c in run[name]["descent"]["coordinate"].values]
+
+
 def descent_figure(run: xr.DataTree) -> Figure | None:
     """Draw every divergence as it falls from the same starts, and where that takes the guide."""
     names = descended(run)
     if not names:
         return None
     chosen = parted(run, names)
-    labels = axis_labels(run)
+    labels = labels_of(run, names[0])
     with matplotlib.style.context(STYLE):
         figure = Figure(figsize=(WIDTH, 2.2 + 1.25 * len(chosen)), layout="constrained")
         grid = figure.add_gridspec(1 + len(chosen), 2, height_ratios=[1.4] + [1.0] * len(chosen))
