@@ -39,6 +39,7 @@ LONGEST = (
         "saved",
         "divergences",
     ),
+    *("mesh", "processes", "checkpoints", "streamed", "report", "natural_gradient", "calibration"),
     *("target", "explorer_maths", "estimators", "applied", "panel"),
 )
 

@@ -18,6 +18,8 @@ def model(x, y=None):
     b = numpyro.sample("b", dist.StudentT(4, 0, 2))
     numpyro.sample("y", dist.StudentT(3, a + b * x, 0.5), obs=y)
 '''
+# The same for processes of its own: a busy machine would look at fewer points than a quiet one.
+TIMELESS = f"{FILE}\nfrom vi_demo.target import Target\nTarget.seconds_each = 1e-6\n"
 CLOCKED = {"seconds", "made", "command"}
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from started import FILE, bits
+from started import FILE, TIMELESS, bits
 
 import vi_demo
 from vi_demo import checkpoints, fitting, guides, loading, packing, results
@@ -476,7 +476,7 @@ def test_sigterm_while_one_is_written_lets_it_be_whole(tmp_path):
 def shell(tmp_path_factory):
     """A function that starts vi-demo run on the line, and the folder it runs in."""
     home = tmp_path_factory.mktemp("shell")
-    (home / "line.py").write_text(FILE)
+    (home / "line.py").write_text(TIMELESS)
     cache = {**os.environ, "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
     common = ["run", "line.py", "--optimizer=adam", "--draws=200", "--no-film", "--fit=reverse_kl"]
 

@@ -404,6 +404,18 @@ def test_steps_that_are_not_finite_are_counted_and_named(optimizer):
     assert int(note.split()[0].replace(",", "")) > 0
 
 
+def test_learning_takes_fewer_steps_where_the_density_is_slow_and_says_what_that_leaves():
+    def model(y):
+        at = numpyro.sample("at", dist.Normal(numpyro.param("shift", 0.0), 1))
+        numpyro.sample("y", dist.Normal(at, 1), obs=y)
+
+    target = Target.from_numpyro(model, {"y": 1e4})
+    target.__dict__["seconds_each"] = 0.1  # as a network's might take
+    learned = svi.learn(target, guides.diagonal(), KEY)
+    (remark,) = learned.remarks
+    assert remark.endswith(f"settled when learning them stopped, at {svi.LEAST_STEPS} steps")
+
+
 def test_a_guide_of_the_users_own_is_fitted_and_measured():
     """It holds the conjugate posterior: mean 4/5, sd 1/√5."""
 

@@ -4,7 +4,7 @@ import json
 import signal
 
 import pytest
-from started import FILE, bits, free_port, started
+from started import TIMELESS, bits, free_port, started
 
 import vi_demo
 
@@ -66,7 +66,7 @@ def test_a_process_that_dies_or_hangs_stops_the_other_in_a_line_that_names_it(
 
 def test_processes_that_are_terminated_go_on_in_the_same_bits(tmp_path):
     file = tmp_path / "line.py"
-    file.write_text(FILE)
+    file.write_text(TIMELESS)
     asked = ["run", file, "--optimizer=adam", "--draws=200", "--no-film", "--fit=reverse_kl"]
     whole = processes(tmp_path / "whole", *asked)
     assert all(process.communicate(timeout=300) and not process.returncode for process in whole)

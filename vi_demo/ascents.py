@@ -13,14 +13,13 @@ from jax import Array
 
 from vi_demo import mesh
 from vi_demo.batching import in_slices
-from vi_demo.target import Target, finite_or_minus_inf
+from vi_demo.target import GRADIENT, Target, finite_or_minus_inf
 
 PARTY = 256  # that climb together
 STEPS = 40
 STRIDE = 0.5  # the longest step, in local sds
 VALLEY = 0.1  # nats by which a path must dip to separate two modes
 ALONG = 33  # points looked at on a path
-GRADIENT = 3  # times as long as a log density
 LOOKS = GRADIENT * STEPS  # log densities that one point's climb takes as long as
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import logging
 import os
 import shlex
 import sys
@@ -379,7 +378,6 @@ def tell_of_letters(tree) -> None:
     """Say in a line, rather than in Matplotlib's many, which letters of names no font has."""
     from vi_demo.pictures import contents, drawing
 
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # some have no bold
     names = "".join(c.title for c in contents.coordinates(tree))
     if letters := drawing.letters_without_font(names):
         warnings.filterwarnings("ignore", "Glyph", UserWarning)

@@ -7,7 +7,7 @@ import importlib.metadata
 import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -94,8 +94,9 @@ def run(
     and its draws are `run["corrected"]`. Reverse KL goes by natural gradients where it can, and by
     Adam with the `optimizer` "adam". With `film`, the way down of each divergence from a few
     common starts is recorded for `vi-demo animate`, in the 24 coordinates that part most; up to
-    two dimensions it is unless `film` is False. `mesh` lays the work over several devices: `draws=4,rows=2`, or `auto` for all of them
-    along the draws. `report(phase, share, text)` is called as the work goes on. Raises
+    two dimensions it is unless `film` is False. `mesh` lays the work over several devices:
+    `draws=4,rows=2`, or `auto` for all of them along the draws. `report(phase, share, text)` is
+    called as the work goes on. Raises
     `InputError` where the input cannot be used.
     """
     fits = (fits,) if isinstance(fits, str) else fits and tuple(fits)
@@ -138,69 +139,105 @@ def run(
     remarks += target.remarks[len(asked.remarks) :]  # of the learning
     if checkpoints.kept():
         keep_what_was_timed(target)
-    report("reference", 0.0, "compiling")
-    if given is not None and target is asked:
-        build = partial(references.with_modes, target, given)
-    else:
-        key_of = part(key, "reference")
-        build = partial(references.build, target, reference, key_of, budget, report)
-    truth = checkpoints.once("reference", build)
-    report("reference", 1.0, truth.method)
+    given = given if target is asked else None  # was measured by the model before it learned
+    truth = referred_to(target, given, reference, key, budget, report)
+    points = None if truth.draws is None else resample(truth.draws, draws, seed)
     fit_once = each_once(target, family, key, report, own_fit, remarks, optimizer)
     judge_fit = judging(target, truth, key, draws, fits, quantity)
     judged = {name: fitted(name, fit_once, judge_fit, report) for name in fits}
-    parts = {k: record.fit_tree(target, j.fit, j.figures, draws) for k, j in judged.items()}
-    summary = {
-        "schema": SCHEMA,
-        "model": record.model_summary(target),
-        "settings": {
-            **settings,
-            "mesh": mesh_shape(),
-            "command": None,  # the command line writes its own here
-            **circumstances(),
-        },
-        "reference": record.reference_summary(target, truth),
-        "fits": {k: entry_of(target, j, truth, parts[k]) for k, j in judged.items()},
-    }
-    seen = [j.figures.points[:draws] for j in judged.values()]
-    if truth.draws is not None:
-        points = resample(truth.draws, draws, seed)
-        parts["reference"] = record.reference_tree(target, truth, points)
-        seen.append(points)
-    if target.learned:
-        parts["parameters"] = record.parameters_tree(target)
+    study = Study(target, family, key, truth, points, judged, judge_fit, draws, report)
+    parts, summary = study.recorded(settings)
     if path is not None:
-        report("path", 0.0, "compiling")
         ends = [fit_once(name) for name in fitting.DEFAULT]
-        way = partial(follow, target, family, *ends, part(key, "path"), path, report)
-        followed = checkpoints.once("path", way)
-        parts["path"] = record.path_tree(target, followed)
-        summary["path"] = record.path_summary(followed)
+        parts["path"], summary["path"] = study.followed(ends, path)
     if correct:
-        report("correct", 0.0, "climbing the ladder")
-        correct_key = part(key, "correct")
-        rungs = correction.climb(
-            correction.Attempt(target, judged, truth, judge_fit, correct_key, budget, report)
-        )
-        parts["corrected"] = record.corrected_tree(target, rungs[-1], draws)
-        summary["correction"] = record.correction_summary(rungs)
-        report("correct", 1.0, rungs[-1].name)
+        parts["corrected"], summary["correction"] = study.corrected(budget)
     if target.dim <= 2 and target.log_density is not None:
-        parts["landscape"] = xr.DataTree(landscapes.density(target, np.concatenate(seen)))
+        parts["landscape"] = study.landscape()
     if own is None and (film or (film is None and target.dim <= 2)):
-        report("film", 0.0, "compiling")
-        ways, kls = to_watch(target, family, judged, truth, part(key, "film"), quantity)
-        for name, way in ways.items():
-            parts[name]["descent"] = record.descent_tree(target, way)
-        if ways and target.dim > 2 and truth.draws is not None:
-            kept = next(iter(ways.values())).coordinates
-            parts["reference"]["unconstrained"] = record.unconstrained_tree(target, points, kept)
-        if kls is not None:
-            parts["kl_landscape"] = xr.DataTree(kls)
-        report("film", 1.0, "recorded" if ways else "nothing to watch")
+        study.watch(parts, quantity)
     tree = xr.DataTree(children=parts)
     tree.attrs |= {"schema": SCHEMA, "summary": record.to_json(summary)}
     return tree
+
+
+@dataclass(frozen=True)
+class Study:
+    """A target with its reference and its judged fits, and what can be made of them.
+
+    `points` (S, d) are draws of the reference, of equal weight, where it has any.
+    """
+
+    target: Target
+    family: guides.Family
+    key: jax.Array
+    truth: references.Reference
+    points: np.ndarray | None
+    judged: dict[str, Judged]
+    judge_fit: Callable[[str, fitting.Fit], Judged]
+    draws: int
+    report: Report
+
+    def recorded(self, settings: dict) -> tuple[dict, dict]:
+        """The sub-trees of the fits and of the reference, and the summary of all figures."""
+        target, truth, judged = self.target, self.truth, self.judged
+        parts = {
+            k: record.fit_tree(target, j.fit, j.figures, self.draws) for k, j in judged.items()
+        }
+        command = {"command": None}  # the command line writes its own there
+        summary = {
+            "schema": SCHEMA,
+            "model": record.model_summary(target),
+            "settings": {**settings, "mesh": mesh_shape(), **command, **circumstances()},
+            "reference": record.reference_summary(target, truth),
+            "fits": {k: entry_of(target, j, truth, parts[k]) for k, j in judged.items()},
+        }
+        if self.points is not None:
+            parts["reference"] = record.reference_tree(target, truth, self.points)
+        if target.learned:
+            parts["parameters"] = record.parameters_tree(target)
+        return parts, summary
+
+    def followed(self, ends: Sequence[fitting.Fit], steps: int) -> tuple[xr.DataTree, dict]:
+        """The best guide along alpha, from the fit by reverse KL to that by forward KL."""
+        self.report("path", 0.0, "compiling")
+        key = part(self.key, "path")
+        way = partial(follow, self.target, self.family, *ends, key, steps, self.report)
+        path = checkpoints.once("path", way)
+        return record.path_tree(self.target, path), record.path_summary(path)
+
+    def corrected(self, budget: float) -> tuple[xr.DataTree, dict]:
+        """The ladder of corrections, and the draws it ends at."""
+        self.report("correct", 0.0, "climbing the ladder")
+        key = part(self.key, "correct")
+        rungs = correction.climb(
+            correction.Attempt(
+                *(self.target, self.judged, self.truth, self.judge_fit, key, budget, self.report)
+            )
+        )
+        self.report("correct", 1.0, rungs[-1].name)
+        tree = record.corrected_tree(self.target, rungs[-1], self.draws)
+        return tree, record.correction_summary(rungs)
+
+    def landscape(self) -> xr.DataTree:
+        """The target's log density wherever draws of any fit or of the reference are."""
+        seen = [j.figures.points[: self.draws] for j in self.judged.values()]
+        seen += [] if self.points is None else [self.points]
+        return xr.DataTree(landscapes.density(self.target, np.concatenate(seen)))
+
+    def watch(self, parts: dict, quantity: tuple[str, ...]) -> None:
+        """Add what a film shows: the way down of each fit, and what it is seen over."""
+        self.report("film", 0.0, "compiling")
+        ways, kls = to_watch(self, quantity)
+        for name, way in ways.items():
+            parts[name]["descent"] = record.descent_tree(self.target, way)
+        if ways and self.target.dim > 2 and self.points is not None:
+            kept = next(iter(ways.values())).coordinates
+            seen_over = record.unconstrained_tree(self.target, self.points, kept)
+            parts["reference"]["unconstrained"] = seen_over
+        if kls is not None:
+            parts["kl_landscape"] = xr.DataTree(kls)
+        self.report("film", 1.0, "recorded" if ways else "nothing to watch")
 
 
 def circumstances() -> dict:
@@ -224,20 +261,17 @@ def keep_what_was_timed(target: Target) -> None:
 
 
 def to_watch(
-    target: Target,
-    family: guides.Family,
-    judged: Mapping,
-    truth: references.Reference,
-    key: jax.Array,
-    quantity: tuple[str, ...],
+    study: Study, quantity: tuple[str, ...]
 ) -> tuple[dict[str, Descent], xr.Dataset | None]:
     """The way down each divergence that was fitted, from the same starts; the KLs in between.
 
     Of many coordinates those of the sites in `quantity` are recorded first.
     """
-    draws = of_reference(truth)
+    target, family, judged = study.target, study.family, study.judged
+    draws = of_reference(study.truth)
     if draws is None:
         draws = next((j.fit.draws for j in judged.values() if j.fit.draws is not None), None)
+    key = part(study.key, "film")
     course = None if draws is None else descent.course(target, family, key, draws)
     names = [name for name in judged if name not in APPROXIMATIONS]
     if course is None or not names:
@@ -281,6 +315,26 @@ def refuse(
         raise InputError("your own guide is fitted by Adam; leave --optimizer out.")
     for name in fits if path is None else (*fits, *fitting.DEFAULT):
         fitting.refuse(name, target, family, optimizer)
+
+
+def referred_to(
+    target: Target,
+    given: references.Reference | None,
+    method: str,
+    key: jax.Array,
+    budget: float,
+    report: Report,
+) -> references.Reference:
+    """The reference: trusted draws where they are given, else made by a method."""
+    report("reference", 0.0, "compiling")
+    if given is not None:
+        build = partial(references.with_modes, target, given)
+    else:
+        reference_key = part(key, "reference")
+        build = partial(references.build, target, method, reference_key, budget, report)
+    truth = checkpoints.once("reference", build)
+    report("reference", 1.0, truth.method)
+    return truth
 
 
 def first_learned(

@@ -39,6 +39,7 @@ LEAST_A_CHAIN = 4  # draws, for an effective number of them
 PRIOR_PARTY = 2048  # draws of the prior at once
 TIMED = 256, 8  # points that a log density is timed on, at most and at least
 NEAR = 0.2  # how far they are from 0
+GRADIENT = 3  # densities that a gradient costs, about
 AT_ONCE_TIMED = 2**20  # rows of data times these points, at most
 LEAST = 256  # points, however long they take
 AT_ONCE = 2**23  # rows of data times points evaluated at once, at most

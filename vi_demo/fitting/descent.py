@@ -24,7 +24,7 @@ from vi_demo.errors import InputError
 from vi_demo.fitting.objectives import TargetDraws, draws_of_target, loss_of, normal_noise, sobol
 from vi_demo.frames import Frame, seen_from
 from vi_demo.guides import Family, covariance_of
-from vi_demo.target import Target
+from vi_demo.target import GRADIENT, Target
 
 STARTS = 4
 FRAMES = 200  # recorded, the start not counted
@@ -39,7 +39,6 @@ KEPT = 24  # coordinates that are recorded
 MOST_NUMBERS = 30_000_000  # of all parameters of a way
 MOST_SECONDS = 10.0, 60.0  # for the target's density, in all of a way, and in one start's
 MOST_PRODUCTS = 2e11  # of parameters and draws of the guide, in all of a way
-GRADIENT = 3  # densities that a gradient costs
 
 
 class Descent(NamedTuple):

@@ -35,7 +35,7 @@ from vi_demo.fitting.runner import Assessment, Fit, Fitter, Report, choose, run,
 from vi_demo.frames import Frame
 from vi_demo.guides import Family, own
 from vi_demo.own_guide import Guide
-from vi_demo.target import Target, finite_or_minus_inf
+from vi_demo.target import GRADIENT, Target, finite_or_minus_inf
 
 STARTS = 8
 PARTICLES = 8  # of the user's own guide; a family says how many suit it
@@ -51,6 +51,8 @@ MOST_RECORDED = 20_000  # numbers of all parameters, at a point of the way
 MOST_OF_STARTS = 1_000_000  # and of all starts, where they ended
 MAX_STEPS = 20_000
 LEARNING = 2, 6_000  # starts and steps at most, where the model's own parameters are learned
+LEARNING_SECONDS = 300.0  # for the densities of all these steps, or they are fewer
+LEAST_STEPS = 500
 
 
 class StickTheLanding(dist.Distribution):
@@ -129,6 +131,10 @@ def of_family(target: Target, family: Family, learned: bool = False) -> Problem:
     frame, here = starts.to_scale(target, family.turns)
     theta = here.parameters if learned else {}
     number, most_steps = LEARNING if learned else (STARTS, MAX_STEPS)
+    if learned and here.estimate is None:
+        step = target.seconds(GRADIENT * family.particles * number)
+        in_time = max(LEAST_STEPS, CHUNK * int(LEARNING_SECONDS / (CHUNK * step + 1e-9)))
+        most_steps = min(most_steps, in_time)
     scaled = starts.climbs(target) is not None
     if here.estimate is None:
         log_density = lambda u, key, theta, batch: here.joint(u, theta)  # noqa: E731

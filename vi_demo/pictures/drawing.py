@@ -5,6 +5,7 @@ Figures are built without pyplot, so that drawing one changes nothing outside it
 
 from __future__ import annotations
 
+import logging
 import textwrap
 from collections.abc import Iterable, Sequence
 from itertools import cycle
@@ -33,6 +34,8 @@ FONTS = (
     *("PingFang SC", "Hiragino Sans", "Arial Unicode MS", "Microsoft YaHei", "Yu Gothic"),
     *("Malgun Gothic", "Nirmala UI", "Noto Sans Devanagari"),
 )
+# Some of them have no bold, which would be told at each word in bold.
+logging.getLogger("matplotlib.font_manager").addFilter(lambda told: "font weight" not in told.msg)
 INSTALLED = [name for name in FONTS if name in {font.name for font in fontManager.ttflist}]
 STYLE = [Path(__file__).with_name("colours.mplstyle"), {"font.family": INSTALLED}]
 
