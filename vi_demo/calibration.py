@@ -18,6 +18,7 @@ import numpy as np
 import xarray as xr
 
 from vi_demo import guides, loading, ranks, record
+from vi_demo.circumstances import versions
 from vi_demo.draws import stored
 from vi_demo.errors import InputError
 from vi_demo.fitting import GAUSSIAN, many
@@ -25,7 +26,7 @@ from vi_demo.fitting.runner import Report, silent
 from vi_demo.guides import Family
 from vi_demo.inputs import as_target
 from vi_demo.results import SCHEMA
-from vi_demo.study import part, versions
+from vi_demo.study import part
 from vi_demo.target import Simulation, Target
 
 REFITS = 200

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
-import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
@@ -31,6 +27,7 @@ from vi_demo import (
 )
 from vi_demo import reference as references
 from vi_demo.approximations import APPROXIMATIONS
+from vi_demo.circumstances import circumstances, precision, versions
 from vi_demo.diagnostics import measure
 from vi_demo.divergences.estimators import resample
 from vi_demo.divergences.generators import F_DIVERGENCES, named
@@ -53,7 +50,6 @@ DRAWS = 4_000
 LEAST_DRAWS = 100
 LEAST_STEPS = 3  # of a path
 BUDGET = 60.0  # seconds
-PACKAGES = ("vi-demo", "numpyro", "jax", "arviz", "blackjax", "optax", "numpy")
 
 
 @on_its_mesh
@@ -238,15 +234,6 @@ class Study:
         if kls is not None:
             parts["kl_landscape"] = xr.DataTree(kls)
         self.report("film", 1.0, "recorded" if ways else "nothing to watch")
-
-
-def circumstances() -> dict:
-    """When, in which precision and on which versions a run was made."""
-    return {
-        "precision": precision(),
-        "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": versions(),
-    }
 
 
 def keep_what_was_timed(target: Target) -> None:
@@ -452,14 +439,3 @@ def check_settings(fits, reference, draws, budget, path) -> None:
 def part(key: jax.Array, name: str) -> jax.Array:
     """A key for one part of the work, the same whichever other parts there are."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
-
-
-def precision() -> str:
-    """The type that all is computed in."""
-    return str(jnp.zeros(()).dtype)
-
-
-def versions() -> dict[str, str]:
-    """What this ran on."""
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": ".".join(map(str, sys.version_info[:3])), **found}
