@@ -204,9 +204,8 @@ def chosen(course: Course, paths: Sequence[dict], first: Sequence[int]) -> np.nd
     if len(every) <= KEPT:
         return every
     ends = [course.seen(jax.tree.map(lambda a: a[-1:, :1], path), every) for path in paths]
-    means, sds = np.array([whole(*(np.asarray(m)[0, 0] for m in end)) for end in ends]).swapaxes(
-        0, 1
-    )
+    moments = [whole(*(np.asarray(m)[0, 0] for m in end)) for end in ends]
+    means, sds = map(np.array, zip(*moments, strict=True))
     apart = np.ptp(means, axis=0) / course.sd + np.ptp(np.log(sds), axis=0)
     apart[list(first)] = np.inf
     return np.sort(np.argsort(-apart, kind="stable")[:KEPT])
