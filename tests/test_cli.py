@@ -396,12 +396,35 @@ def test_ctrl_c_leaves_nothing_and_exits_with_130(cache, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    for line in process.stderr:
-        if line.startswith("reference:"):
-            break
-    time.sleep(1.0)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    try:
+        for line in process.stderr:
+            if line.startswith("reference:"):
+                break
+        time.sleep(1.0)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert stderr.strip().splitlines()[-1].startswith("vi-demo: interrupted")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_a_signal_that_python_drops_comes_again(command, tmp_path, number):
+    (tmp_path / "model.py").write_text(
+        NORMAL + "import gc, signal, time\n"
+        "def once(phase, facts):\n"
+        "    gc.callbacks.remove(once)\n"
+        f"    signal.raise_signal(signal.{number})\n"
+        "def model():\n"
+        "    numpyro.sample('x', dist.Normal(0, 1))\n"
+        "    if once:\n"
+        "        gc.callbacks.append(once)\n"
+        "        gc.collect()\n"
+        "        time.sleep(30)\n"
+    )
+    done = command("run", "model.py", "--checkpoint", "60", timeout=120)
+    assert done.returncode == {"SIGINT": 130, "SIGTERM": 143}[number]
+    assert "Traceback" not in done.stderr
     assert not (tmp_path / "runs").exists()

@@ -23,6 +23,7 @@ from vi_demo.divergences import described
 from vi_demo.errors import InputError, Terminated, is_within
 from vi_demo.startup import (
     ask_for_double,
+    heed_signals,
     in_either_precision,
     joined,
     keep_bytecode,
@@ -46,6 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run `vi-demo` and exit: 0 done, 1 an error inside, 2 unusable input, 3 with --strict."""
     arguments = sys.argv[1:] if arguments is None else arguments
     keep_bytecode()
+    heed_signals()
     try:
         status = vi_demo.main(
             arguments, prog_name="vi-demo", standalone_mode=False, obj=list(arguments)

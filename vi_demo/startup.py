@@ -4,14 +4,34 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from vi_demo.errors import MixedPrecision
+from vi_demo.errors import MixedPrecision, Terminated
 
 CACHE_SWITCH = "VI_DEMO_CACHE"
+AGAIN = 0.05  # seconds until a signal that was dropped is sent again
+
+
+def heed_signals() -> None:
+    """Ctrl-C and SIGTERM come again where they came to code whose errors Python drops.
+
+    That is a callback of the garbage collector, JAX's among them, or a finaliser.
+    """
+    meant = {KeyboardInterrupt: signal.SIGINT, Terminated: signal.SIGTERM}
+
+    def hook(dropped, before=sys.unraisablehook):
+        if number := meant.get(dropped.exc_type):
+            main = threading.main_thread().ident
+            threading.Timer(AGAIN, signal.pthread_kill, [main, number]).start()
+        else:
+            before(dropped)
+
+    sys.unraisablehook = hook
 
 
 def ask_for_double() -> None:
