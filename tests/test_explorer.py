@@ -149,8 +149,9 @@ def test_the_page_is_whole(written):
     ]
     assert policy == POLICY
     assert not re.search(r"""(src|href)=["'](?!data:)""", page.partition("<script")[0])
-    module = explorer.module()
+    module = explorer.MODULE.read_text(encoding="utf-8")
     assert not re.search(r"^import |fetch\(|Storage|XMLHttp", module, re.MULTILINE)
+    assert explorer.MODULE.stat().st_size < 60_000
 
 
 def test_names_of_a_run_cannot_break_out():
@@ -602,7 +603,8 @@ def test_a_widget_follows_and_leads(browser, which, request, tmp_path):
     names = ("data", "text", "mu", "sigma", "mean", "covariance")
     values = {name: getattr(widget, name) for name in names}
     style = f"<style>{widget._css}</style>"
-    script = explorer.module() + STUB.replace("{{values}}", json.dumps(values))
+    module = explorer.MODULE.read_text(encoding="utf-8")
+    script = module + STUB.replace("{{values}}", json.dumps(values))
     path = tmp_path / "widget.html"
     text = f"<!DOCTYPE html><title>w</title>{style}<script type=module>{script}</script>"
     path.write_text(text, encoding="utf-8")

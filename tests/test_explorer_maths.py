@@ -14,7 +14,7 @@ from scipy import integrate, optimize, special
 
 import vi_demo
 
-MODULE = Path(vi_demo.__file__).parent / "pictures" / "explorer_maths.js"
+MODULE = Path(vi_demo.__file__).parent / "pictures" / "explorer.js"
 COPIED = MODULE  # each test has a copy
 NAMES = "forward_kl", "reverse_kl", "jensen_shannon", "total_variation"
 RELATIVE = 1e-4
@@ -25,7 +25,7 @@ HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 @pytest.fixture(autouse=True)
 def module(tmp_path, monkeypatch):
     """The module under a name that every node takes for one."""
-    copied = tmp_path / "explorer_maths.mjs"
+    copied = tmp_path / "explorer.mjs"
     copied.write_text(MODULE.read_text(encoding="utf-8"), encoding="utf-8")
     monkeypatch.setitem(globals(), "COPIED", copied)
 

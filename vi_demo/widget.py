@@ -33,13 +33,15 @@ def explore(run: xr.DataTree | None = None, sites: Sequence[str] = ()):
     except ValueError as error:
         raise InputError(f"this run cannot be explored: {error}.") from error
 
+    text = explorer.text(data)
+
     class Explorer(anywidget.AnyWidget):
         """q over p, to be dragged."""
 
-        _esm = explorer.module()
+        _esm = explorer.MODULE
         _css = explorer.HERE / "explorer.css"
         data = traitlets.Dict(allow_none=True).tag(sync=True)
-        text = traitlets.Dict(explorer.TEXT).tag(sync=True)
+        text = traitlets.Dict().tag(sync=True)
         mu = traitlets.Float().tag(sync=True)
         sigma = traitlets.Float().tag(sync=True)
         mean = traitlets.List(traitlets.Float(), minlen=2, maxlen=2).tag(sync=True)
@@ -75,7 +77,7 @@ def explore(run: xr.DataTree | None = None, sites: Sequence[str] = ()):
             kinds, more = bundle if isinstance(bundle, tuple) else (bundle or {}, {})
             return {**kinds, "text/html": self._repr_html_()}, more
 
-    return Explorer(data=data, **explorer.start(data))
+    return Explorer(data=data, text=text, **explorer.held(text["state"]))
 
 
 def frame(page: str) -> str:

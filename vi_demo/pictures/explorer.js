@@ -1,31 +1,816 @@
 // The explorer: move a Gaussian q over a target p and watch what both directions of KL say.
 //
-// A widget mounts it through `render`, and `explorer.py` inlines it in a page of its own, after
-// the mathematics. It depends on nothing else.
+// First the mathematics, then the page. A widget mounts it through `render`, and `explorer.py`
+// inlines it in a page of its own. It depends on nothing.
+//
+// p is always the target and q the guide; r = log p − log q. Every number comes from quadrature in
+// log space, so nothing is lost where a density is tiny.
 
-import {
-  abs, atan2, ceil, cos, exp, floor, hypot, log, max, min, round, sin, sqrt, PI, LOG_2PI, PLANE,
-  alphaPath, around, bounded, count, descend, ellipseOf, factored, forwardKl, grid, lifted, logOf,
-  looked, measure, measurePlane, mixture, optima, plane, random, squared, table,
-} from "./explorer_maths.js";
+const { abs, atan2, ceil, cos, exp, floor, hypot, log, log1p, max, min, round, sign, sin,
+  sqrt, LN2, PI } = Math;
+const LOG_2PI = log(2 * PI);
+const square = (x) => x * x;
+const topOf = (sigma) => -0.5 * LOG_2PI - log(sigma); // log density of a Gaussian at its mean
+const bounded = (x, low, high) => max(low, min(high, x));
+const count = (n, fn) => Array.from({ length: n }, (_, k) => fn(k));
 
-// One state, controls that show it, boards that draw it.
+// Quadrature on a line: cells between cuts, a Gauss–Legendre rule in each.
 
-const START = {
-  target: "mixture", modes: 3, spread: 3, decay: 0.55, width: 0.5, means: null,
-  mu: 0.8, sigma: 1.2, shown: ["forward_kl", "reverse_kl"], alpha: 0.3,
-  way: { rate: 0.1, draws: 0, natural: true, seed: 1 },
-  plane: { target: "bimodal", m: [1.5, 0.5], s: [1.6, 0.9], angle: 0.5 },
+/** Nodes and weights of the Gauss–Legendre rule of n points on [−1, 1]. */
+function legendre(n) {
+  const nodes = [], weights = [];
+  for (let i = 0; i < n; i++) {
+    let x = -cos((PI * (i + 0.75)) / (n + 0.5)), slope = 1;
+    for (let step = 0; step < 20; step++) {
+      let before = 1, here = x;
+      for (let k = 2; k <= n; k++) {
+        [before, here] = [here, ((2 * k - 1) * x * here - (k - 1) * before) / k];
+      }
+      slope = (n * (x * here - before)) / (x * x - 1);
+      x -= here / slope;
+    }
+    nodes.push(x);
+    weights.push(2 / ((1 - x * x) * slope * slope));
+  }
+  return [nodes, weights];
+}
+
+const FINE = legendre(10), COARSE = legendre(6); // the second for searches, which look often
+const SDS = [0, 1.25, 2.5, 4, 6, 8, 10]; // cuts around a Gaussian: e^−50 of its peak at the last
+const BENDS = [0, 3, 10, 30]; // cuts around a bend of a log density, in its own widths
+const NOTHING = 45; // nats below a peak: what is there adds nothing
+const HIDDEN = 8; // nats of other components above a bend that nobody can see
+
+const around = (centre, width, steps) =>
+  steps.flatMap((s) => (s ? [centre - s * width, centre + s * width] : [centre]));
+
+/** Nodes x and weights w of a composite rule, the cells as the cuts say. */
+function rule(cuts, [points, weights]) {
+  const sorted = Float64Array.from(cuts).sort(), n = points.length;
+  const x = new Float64Array((sorted.length - 1) * n), w = new Float64Array(x.length);
+  let used = 0;
+  for (let c = 1; c < sorted.length; c++) {
+    const half = (sorted[c] - sorted[c - 1]) / 2, middle = (sorted[c] + sorted[c - 1]) / 2;
+    if (!(half > 1e-13 * (abs(middle) + 1e-3))) continue;
+    for (let i = 0; i < n; i++, used++) {
+      x[used] = middle + half * points[i];
+      w[used] = half * weights[i];
+    }
+  }
+  return { x: x.subarray(0, used), w: w.subarray(0, used) };
+}
+
+function nodesOf(p, cuts, points = FINE) {
+  const nodes = rule(cuts, points), lp = nodes.x.map((x) => p.logp(x));
+  return { ...nodes, lp, p: lp.map(exp) };
+}
+
+/** Moments of p, normalised, from points [x, y, weight]; on a line y is 0. */
+function normalised(p, points) {
+  const raw = points.map(([x, y]) => p.logp(x, y)), mean = [0, 0], covariance = [0, 0, 0];
+  const top = raw.reduce((a, b) => max(a, b));
+  const mass = points.map((n, i) => n[2] * exp(raw[i] - top));
+  const total = mass.reduce((a, b) => a + b), logZ = top + log(total);
+  let entropy = 0;
+  points.forEach(([x, y], i) => {
+    mass[i] /= total;
+    mean[0] += mass[i] * x;
+    mean[1] += mass[i] * y;
+    entropy -= mass[i] && mass[i] * (raw[i] - logZ);
+  });
+  points.forEach(([x, y], i) => {
+    const [a, b] = [x - mean[0], y - mean[1]];
+    [a * a, a * b, b * b].forEach((v, k) => (covariance[k] += mass[i] * v)); // xx, xy, yy
+  });
+  const nodes = points.map(([x, y], i) => [x, y, mass[i]]).filter((n) => n[2] > 1e-14);
+  const logp = (x, y) => p.logp(x, y) - logZ;
+  return { ...p, logp, peak: top - logZ, mean, covariance, entropy, nodes };
+}
+
+// Targets on a line.
+
+/** Everything else that is known of a target, from its log density up to a constant. */
+function finished(p) {
+  const { x, w } = rule(p.cuts, FINE);
+  const done = { ...normalised(p, count(x.length, (i) => [x[i], 0, w[i]])), line: true };
+  done.sd = sqrt(done.covariance[0]);
+  // Guides worth finding are no wider than this, and no narrower than p's own structure.
+  done.fixed = nodesOf(done, [...p.cuts, ...around(done.mean[0], done.sd, SDS)], COARSE);
+  const near = ({ m, l }) => nodesOf(done, [...p.cuts, ...around(m[0], l[0], SDS)]);
+  done.overGuide = (q, fn) => {
+    const { x, w } = near(q), logq = logOf({ mu: q.m[0], sigma: q.l[0] });
+    x.forEach((at, i) => fn(at, 0, w[i] * exp(logq(at))));
+  };
+  return done;
+}
+
+/** Σ wₖ N(mₖ, s²): weights need not add up to one. */
+export function mixture(means, weights, width) {
+  const total = weights.reduce((a, b) => a + b);
+  const kept = means.map((m, k) => [m, log(weights[k] / total)]).filter((c) => c[1] > -1e4);
+  const n = kept.length, at = kept.map((c) => c[0]), logs = kept.map((c) => c[1]);
+  const constant = topOf(width), heights = new Float64Array(n);
+  const logp = (x) => {
+    let top = -Infinity, sum = 0;
+    for (let k = 0; k < n; k++) {
+      heights[k] = logs[k] - 0.5 * square((x - at[k]) / width);
+      if (heights[k] > top) top = heights[k];
+    }
+    for (let k = 0; k < n; k++) sum += exp(heights[k] - top);
+    return constant + top + log(sum);
+  };
+  const cuts = evenly(at, width);
+  for (let i = 0; i < n; i++) {
+    for (let j = 0; j < i; j++) cuts.push(...bend(at, logs, width, i, j, logp));
+  }
+  return finished({ logp, cuts, starts: at.map((m) => [m, width]) });
+}
+
+/** Even cuts wherever components are, none in the gaps between them. */
+function evenly(centres, width) {
+  const cuts = [], reach = SDS.at(-1) * width;
+  let end = -Infinity;
+  for (const m of [...centres].sort((a, b) => a - b)) {
+    const begin = max(end, m - reach), n = ceil((m + reach - begin) / (SDS[1] * width));
+    const step = (m + reach - begin) / n;
+    for (let i = begin === end ? 1 : 0; i <= n; i++) cuts.push(begin + i * step);
+    end = m + reach;
+  }
+  return cuts;
+}
+
+/** Cuts where one component takes over from another: log p bends there within s² / distance. */
+function bend(at, logs, width, i, j, logp) {
+  const apart = at[j] - at[i];
+  if (abs(apart) < 2 * width) return []; // a bend so gentle that even cuts see it
+  const x = (at[i] + at[j]) / 2 + (square(width) * (logs[i] - logs[j])) / apart;
+  const height = logs[i] - 0.5 * square((x - at[i]) / width) + topOf(width);
+  const hidden = logp(x) - height > HIDDEN || !Number.isFinite(x);
+  return hidden ? [] : around(x, abs(square(width) / apart), BENDS);
+}
+
+/**
+ * A log density at even steps, cubic between them. Tails are [slope, curvature] at both ends, and
+ * searches start at its peaks, [place, sd].
+ */
+function table({ start, step, logp: values, tails, starts }) {
+  const n = values.length, end = start + step * (n - 1);
+  const beyond = (value, [slope, curvature], d) => value + slope * d + 0.5 * curvature * d * d;
+  const logp = (x) => {
+    if (x <= start) return beyond(values[0], tails[0], start - x);
+    if (x >= end) return beyond(values[n - 1], tails[1], x - end);
+    return looked(values, (x - start) / step);
+  };
+  const cuts = values.map((_, i) => start + i * step);
+  const reach = (t) => (t[0] + sqrt(t[0] ** 2 - 2 * NOTHING * t[1])) / -t[1];
+  for (let k = 1; k <= 8; k++) {
+    cuts.push(start - (k / 8) * reach(tails[0]), end + (k / 8) * reach(tails[1]));
+  }
+  return finished({ logp, cuts, starts });
+}
+
+/** Values at even places, or `of` each of them, looked up at a place between: Catmull–Rom. */
+function looked(values, place, of = (value) => value) {
+  const last = values.length - 1, u = bounded(place, 0, last), i = min(last - 1, floor(u));
+  const at = (k) => of(values[bounded(k, 0, last)]);
+  const a = at(i - 1), b = at(i), c = at(i + 1), d = at(i + 2), t = u - i;
+  return b + 0.5 * t * (c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a)));
+}
+
+/** The same over a plane: rows of values at even places along both axes, from and by a step. */
+const surface = (values, from, step) => (x, y) => looked(values, (x - from[0]) / step[0],
+  (row) => looked(row, (y - from[1]) / step[1]));
+
+// Divergences of q = N(μ, σ²), each a function of log p and log q at a node.
+
+/** What a node adds to D, then the slopes of that by log q: once and twice. */
+const TERMS = {
+  reverse_kl(lp, lq, p, q, out) {
+    out[0] = q * (lq - lp);
+    out[1] = out[0] + q;
+    out[2] = out[1] + q;
+  },
+  forward_kl(lp, lq, p, q, out) {
+    out[0] = p * (lp - lq);
+    out[1] = -p;
+    out[2] = 0;
+  },
+  jensen_shannon(lp, lq, p, q, out) {
+    const d = lp - lq, gentle = LN2 - log1p(exp(-abs(d)));
+    const of_p = gentle + min(0, d), of_q = gentle - max(0, d); // log p/m, log q/m
+    out[0] = 0.5 * (p * of_p + q * of_q);
+    out[1] = 0.5 * q * of_q;
+    out[2] = out[1] + (p + q > 0 ? (0.5 * q * p) / (p + q) : 0);
+  },
+  total_variation(lp, lq, p, q, out) {
+    out[0] = 0.5 * abs(p - q);
+  },
 };
-const LOOKS = { // label, colour and dash
-  forward_kl: ["KL(p‖q), forward", "forward", []],
-  reverse_kl: ["KL(q‖p), reverse", "reverse", [7, 3]],
-  jensen_shannon: ["Jensen–Shannon", "js", [9, 3, 2, 3]],
-  total_variation: ["total variation", "tv", [2, 3]],
+
+/** Amari's α-divergence (∫ pᵃ q¹⁻ᵃ − 1) / (a(a − 1)): KL(q‖p) at 0, KL(p‖q) at 1. */
+function amari(a) {
+  if (a <= 0) return TERMS.reverse_kl;
+  if (a >= 1) return TERMS.forward_kl;
+  return (lp, lq, p, q, out) => {
+    const both = exp(a * lp + (1 - a) * lq);
+    out[0] = (both - a * p - (1 - a) * q) / (a * (a - 1));
+    out[1] = (q - both) / a;
+    out[2] = (q - (1 - a) * both) / a;
+  };
+}
+
+const OUT = [0, 0, 0];
+
+/** D with its gradient and Hessian in (μ / σ, log σ), over given nodes of p. */
+function slopes(term, nodes, { mu, sigma }) {
+  const { x, w, lp, p } = nodes, constant = topOf(sigma);
+  let value = 0, g0 = 0, g1 = 0, h00 = 0, h01 = 0, h11 = 0;
+  for (let i = 0; i < x.length; i++) {
+    const z = (x[i] - mu) / sigma, lq = constant - 0.5 * z * z;
+    term(lp[i], lq, p[i], exp(lq), OUT);
+    const first = w[i] * OUT[1], second = w[i] * OUT[2], s = z * z - 1;
+    value += w[i] * OUT[0];
+    g0 += first * z;
+    g1 += first * s;
+    h00 += second * z * z - first;
+    h01 += second * z * s - 2 * first * z;
+    h11 += second * s * s - 2 * first * z * z;
+  }
+  return { value, g: [g0, g1], h: [h00, h01, h11] };
+}
+
+function logOf({ mu, sigma }) {
+  const constant = topOf(sigma);
+  return (x) => constant - 0.5 * square((x - mu) / sigma);
+}
+
+/** Where p and q cross, which is where |p − q| has its kinks. */
+function crossings(p, nodes, logq) {
+  const { x, lp } = nodes, found = [], r = (at) => p.logp(at) - logq(at);
+  let before = lp[0] - logq(x[0]);
+  for (let i = 1; i < x.length; i++) {
+    const lq = logq(x[i]), here = lp[i] - lq;
+    if (here > 0 !== before > 0 && lq > p.peak - 2 * NOTHING) {
+      found.push(root(r, x[i - 1], x[i], before, here));
+    }
+    before = here;
+  }
+  return found;
+}
+
+/** The root of r between two points where it has opposite signs (the Illinois rule). */
+function root(r, low, high, at_low, at_high) {
+  let x = low, side = 0;
+  for (let k = 0; k < 80 && high - low > 1e-14 * abs(high); k++) {
+    x = Number.isFinite(at_low + at_high) && k < 40
+      ? (low * at_high - high * at_low) / (at_high - at_low) : (low + high) / 2;
+    const here = r(x);
+    if (!here) break;
+    if (here > 0 === at_low > 0) {
+      [low, at_low] = [x, here];
+      if (side > 0) at_high /= 2;
+      side = 1;
+    } else {
+      [high, at_high] = [x, here];
+      if (side < 0) at_low /= 2;
+      side = -1;
+    }
+    if (abs(here) < 1e-12) break;
+  }
+  return x;
+}
+
+/** Nodes for q, cut around q, around p's structure and wherever the two cross. */
+function adapted(p, q) {
+  const logq = logOf(q);
+  const cuts = [...p.cuts, ...around(q.mu, q.sigma, SDS)];
+  const nodes = nodesOf(p, cuts), roots = crossings(p, nodes, logq);
+  if (!roots.length) return nodes;
+  for (const x of roots) {
+    cuts.push(...around(x, min(1 / steepness(p, logq, x, q.sigma), q.sigma), BENDS));
+  }
+  return nodesOf(p, cuts);
+}
+
+/** |r′| at a crossing: how fast p and q part there. */
+function steepness(p, logq, x, sigma) {
+  const h = 1e-5 * sigma, r = (at) => p.logp(at) - logq(at);
+  return abs(r(x + h) - r(x - h)) / (2 * h);
+}
+
+/** KL(p‖q) from moments: −H(p) + log σ + ½ log 2π + ½ (v + (m − μ)²) / σ². */
+const forwardKl = (p, { mu, sigma }) => -topOf(sigma) - p.entropy +
+  (0.5 * (p.covariance[0] + square(p.mean[0] - mu))) / square(sigma);
+
+/** All four readouts of one q, in nats but for the total variation. */
+export function measure(p, q) {
+  const nodes = adapted(p, q), { x, w, lp } = nodes, logq = logOf(q);
+  const sums = { reverse_kl: 0, jensen_shannon: 0, total_variation: 0 };
+  for (let i = 0; i < x.length; i++) {
+    const lq = logq(x[i]);
+    const a = nodes.p[i], b = exp(lq);
+    for (const name in sums) {
+      TERMS[name](lp[i], lq, a, b, OUT);
+      sums[name] += w[i] * OUT[0];
+    }
+  }
+  return { forward_kl: forwardKl(p, q), ...sums };
+}
+
+// Optima.
+
+/**
+ * The total variation with its slopes, which crossings alone decide: ∫ φ(z) zⁿ between two of them
+ * is in closed form, and a crossing that moves adds to the Hessian. The value has kinks between
+ * nodes, so searches go by slopes alone.
+ */
+function totalVariationSlopes(p, q) {
+  const { x, w, lp, p: mass } = p.fixed, logq = logOf(q), g = [0, 0], h = [0, 0, 0];
+  let value = 0, side = sign(logq(x[0]) - lp[0]);
+  for (let i = 0; i < x.length; i++) {
+    value += 0.5 * w[i] * abs(mass[i] - exp(logq(x[i])));
+  }
+  for (const at of crossings(p, p.fixed, logq)) {
+    const z = (at - q.mu) / q.sigma, s = z * z - 1, height = exp(-0.5 * (LOG_2PI + z * z));
+    const f = side * height, moves = height / (q.sigma * steepness(p, logq, at, q.sigma) + 1e-12);
+    g[0] -= f;
+    g[1] -= f * z;
+    h[0] += moves * z * z - f * z;
+    h[1] += moves * z * s - f * s;
+    h[2] += moves * s * s - f * z * s;
+    side = -side;
+  }
+  return { value, g, h };
+}
+
+/** Newton's step in (μ / σ, log σ), downhill along directions of negative curvature too. */
+function newtonStep({ g, h }) {
+  const middle = (h[0] + h[2]) / 2, apart = hypot((h[0] - h[2]) / 2, h[1]);
+  const angle = 0.5 * atan2(2 * h[1], h[0] - h[2]), c = cos(angle), s = sin(angle);
+  const floor = 1e-9 + 1e-7 * (abs(middle) + apart);
+  const a = -(c * g[0] + s * g[1]) / max(abs(middle + apart), floor);
+  const b = -(c * g[1] - s * g[0]) / max(abs(middle - apart), floor);
+  const step = [c * a - s * b, s * a + c * b];
+  const most = max(abs(step[0]) / 2, abs(step[1]), 1);
+  return [step[0] / most, step[1] / most, middle - apart];
+}
+
+/** Damped Newton from q to the local optimum nearby; null where it ends anywhere else. */
+function settled(fn, q, { most = 60, bySlope = false, stuck = null } = {}) {
+  let here = fn(q), least = 0;
+  for (let k = 0; k < most; k++) {
+    const [u, v, curvature] = newtonStep(here);
+    least = curvature;
+    if (hypot(u, v) < 1e-8) break;
+    let share = 1, next, there;
+    for (; share > 1e-3; share /= 3) {
+      next = { mu: q.mu + share * u * q.sigma, sigma: q.sigma * exp(share * v) };
+      there = fn(next);
+      const slope = u * here.g[0] + v * here.g[1];
+      if (bySlope) {
+        const ahead = (u * q.sigma * there.g[0]) / next.sigma + v * there.g[1];
+        if (ahead <= -0.5 * slope) break;
+      } else if (there.value <= here.value + 1e-4 * share * slope) break;
+    }
+    if (share <= 1e-3) break;
+    [q, here] = [next, there];
+  }
+  const flat = hypot(...here.g) < 1e-6;
+  if (!flat) stuck?.push({ ...q, value: here.value });
+  return flat && least > 0 && Number.isFinite(here.value) ? { ...q, value: here.value } : null;
+}
+
+const same = (a, b, near = 1e-3) =>
+  abs(a.mu - b.mu) < near * a.sigma && abs(log(a.sigma / b.sigma)) < near;
+
+/** Guides that searches begin at: at each mode, over neighbours, and over all. */
+function startsOf(p) {
+  const ordered = [...p.starts].sort((a, b) => a[0] - b[0]);
+  const pairs = ordered.slice(1).map(([m, s], k) => {
+    const [n, t] = ordered[k];
+    return [(m + n) / 2, (m - n) / 2 + (s + t) / 2];
+  });
+  return [...ordered, ...pairs, [p.mean[0], p.sd]].map(([mu, sigma]) => ({ mu, sigma }));
+}
+
+function distinct(found, near = 1e-3) {
+  const kept = [];
+  for (const q of found.filter(Boolean).sort((a, b) => a.value - b.value)) {
+    if (!kept.some((k) => same(k, q, near))) kept.push(q);
+  }
+  return kept;
+}
+
+/** Local optima of the total variation; where a crossing comes or goes no slope leads to one. */
+function bestVariations(p, starts) {
+  const stuck = [], value = (q) => measure(p, q).total_variation;
+  const exact = (q) => ({ ...q, value: value(q) });
+  const fn = (q) => totalVariationSlopes(p, q);
+  const found = starts.map((q) => settled(fn, q, { bySlope: true, stuck })).filter(Boolean);
+  const kept = distinct(found.map(exact)), least = kept[0]?.value ?? Infinity;
+  const lower = distinct(stuck, 0.2).filter((q) => q.value < least + 1e-3);
+  const ends = lower.slice(0, 1).map((q) => simplex(value, q));
+  // What a simplex ends at counts where it is the best, for it may have stopped half way.
+  return distinct([...kept, ...ends.filter((q) => q.value < least)], 1e-2);
+}
+
+/** Nelder and Mead's search in (μ / σ, log σ) around q: slow, and sure where there are kinks. */
+function simplex(fn, q, most = 90) {
+  const at = (x) => ({ mu: q.mu + x[0] * q.sigma, sigma: q.sigma * exp(x[1]) });
+  const point = (x) => ({ x, value: fn(at(x)) });
+  const mix = (a, b, t) => a.map((v, i) => v + t * (b[i] - v));
+  let points = [[0, 0], [0.15, 0], [0, 0.15]].map(point);
+  for (let k = 0; k < most; k++) {
+    points.sort((a, b) => a.value - b.value);
+    const [best, good, worst] = points, middle = mix(best.x, good.x, 0.5);
+    if (worst.value - best.value < 1e-10) break;
+    let next = point(mix(worst.x, middle, 2));
+    if (next.value < best.value) {
+      const far = point(mix(worst.x, middle, 3));
+      if (far.value < next.value) next = far;
+    } else if (next.value >= good.value) {
+      next = point(mix(next.value < worst.value ? next.x : worst.x, middle, 0.5));
+    }
+    if (next.value < worst.value) points[2] = next;
+    else points = [best, ...[good, worst].map((p) => point(mix(p.x, best.x, 0.5)))];
+  }
+  return { ...at(points[0].x), value: points[0].value };
+}
+
+/** Every local optimum of each divergence, the best first. */
+export function optima(p) {
+  const starts = startsOf(p), term = (name) => (q) => slopes(TERMS[name], p.fixed, q);
+  const all = (fn) => distinct(starts.map((q) => settled(fn, q)));
+  // A mode that is met exactly is a plateau of the total variation: its optima are wider.
+  const wider = starts.flatMap((q) => [1.5, 2.2].map((k) => ({ ...q, sigma: k * q.sigma })));
+  const forward = { mu: p.mean[0], sigma: p.sd };
+  return {
+    forward_kl: [{ ...forward, value: forwardKl(p, forward) }],
+    reverse_kl: all(term("reverse_kl")),
+    jensen_shannon: all(term("jensen_shannon")),
+    total_variation: bestVariations(p, [...starts, ...wider]),
+  };
+}
+
+/**
+ * Local optima followed along α from both ends, and where the best of them jumps.
+ *
+ * A branch ends where its optimum vanishes: the search then falls to another, far away.
+ */
+export function alphaPath(p, found, steps = 51) {
+  const alphas = count(steps, (k) => k / (steps - 1)), branches = [];
+  const follow = (start, order) => {
+    const branch = Array(steps).fill(null);
+    let last = start;
+    for (const k of order) {
+      const next = settled((q) => slopes(amari(alphas[k]), p.fixed, q), last, { most: 30 });
+      const fell = next && k !== order[0] && !same(last, next, 0.35);
+      if (!next || fell || branches.some((b) => b[k] && same(b[k], next, 1e-4))) break;
+      last = branch[k] = next;
+    }
+    if (branch.some(Boolean)) branches.push(branch);
+  };
+  const up = alphas.map((_, k) => k);
+  for (const q of found.reverse_kl) follow(q, up);
+  for (const q of found.forward_kl) follow(q, [...up].reverse());
+  return { alphas, branches, ...bestOf(alphas, branches) };
+}
+
+function bestOf(alphas, branches) {
+  const at = (b, k) => branches[b][k]?.value ?? Infinity, best = [], jumps = [];
+  for (let k = 0; k < alphas.length; k++) {
+    let b = k ? best[k - 1] : 0;
+    branches.forEach((_, c) => (b = at(c, k) < at(b, k) - 1e-9 ? c : b));
+    best.push(b);
+    if (!k || b === best[k - 1]) continue;
+    const old = best[k - 1], from = branches[old][k - 1], to = branches[b][k];
+    if (same(from, to, 0.35)) continue; // the same branch, handed over where two met
+    const before = at(b, k - 1) - at(old, k - 1), after = at(old, k) - at(b, k);
+    const share = Number.isFinite(before + after) ? before / (before + after) : 0.5;
+    jumps.push(alphas[k - 1] + share * (alphas[k] - alphas[k - 1]));
+  }
+  return { best, jumps };
+}
+
+// Targets in the plane: the same, along one axis and then across it.
+
+const OFFSETS = count(121, (i) => (i - 60) * 0.14); // sds: even steps suffice
+
+/** A target's own nodes: cells along its outer axis, even steps across where its mass is there. */
+function product(axis, cuts, inner) {
+  const { x: t, w } = rule(cuts, FINE), points = [];
+  t.forEach((outer, i) => {
+    const [centre, width] = inner(outer);
+    for (const u of OFFSETS) points.push([outer, centre + u * width, w[i] * 0.14 * width]);
+  });
+  return axis ? points.map(([a, b, w]) => [b, a, w]) : points;
+}
+
+/**
+ * A density along an outer axis, and across it a Gaussian whose centre and width that place decides:
+ * `along` says how finely p varies by it.
+ */
+function conditional({ axis = 0, cells, cuts = [], outer, inner, ...more }) {
+  return {
+    axis, cuts, ...more,
+    across: (t) => inner(t)[1],
+    logp(x, y) {
+      const [t, u] = axis ? [y, x] : [x, y], [centre, width] = inner(t);
+      return outer(t) - 0.5 * square((u - centre) / width) - log(width);
+    },
+    nodes: () => product(axis, [...cells, ...cuts], inner),
+  };
+}
+
+/** Targets up to a constant, and the part of the plane to look at. */
+const PLANE = {
+  bimodal: conditional({
+    box: [-9, 9, -5, 5], along: 1,
+    cells: evenly([-4, 4], 1), cuts: around(0, 1 / 8, BENDS),
+    outer: (x) => log1p(exp(-8 * abs(x))) - 0.5 * square(abs(x) - 4),
+    inner: () => [0, 1],
+  }),
+  banana: conditional({
+    box: [-4, 4, -5, 12], along: 0.25, cells: evenly([0], 1),
+    outer: (x) => -0.5 * x * x,
+    inner: (x) => [2 * (x * x - 1), 0.5],
+  }),
+  funnel: conditional({
+    box: [-6, 6, -5, 5], along: 0.4, axis: 1, cells: evenly([0], 1.5),
+    outer: (y) => -0.5 * square(y / 1.5),
+    inner: (y) => [0, exp(y / 2)],
+  }),
+  ring: {
+    box: [-5.5, 5.5, -5, 5], along: 0.3, axis: 0, across: () => 0.4,
+    logp: (x, y) => -0.5 * square((hypot(x, y) - 3) / 0.6),
+    nodes: () => OFFSETS.flatMap((x) => OFFSETS.map((y) => [x, y, 0.14 ** 2])),
+  },
+};
+
+/** A grid of log p, xs by ys, cubic between and falling like a Gaussian beyond. */
+function grid({ x, y, logp: values, sd }) {
+  const from = [x[0], y[0]], to = [x.at(-1), y.at(-1)], step = [x[1] - x[0], y[1] - y[0]];
+  // As a Gaussian goes on from that edge: slope and curvature by the spread of p.
+  const fall = (v, k) => {
+    const d = max(from[k] - v, v - to[k], 0);
+    return d && (d * (to[k] - from[k]) / 2 + 0.5 * d * d) / square(sd[k]);
+  };
+  const inside = surface(values, from, step);
+  const logp = (u, v) => inside(u, v) - fall(u, 0) - fall(v, 1);
+  const nodes = () => x.flatMap((u) => y.map((v) => [u, v, step[0] * step[1]]));
+  const box = [from[0], to[0], from[1], to[1]];
+  return plane({ box, axis: 0, along: 2 * step[0], across: () => 2 * step[1], logp, nodes });
+}
+
+/** Everything else that is known of a target in the plane. */
+export function plane(source) {
+  const p = typeof source === "string" ? PLANE[source] : source;
+  const done = normalised(p, p.nodes());
+  done.overGuide = (q, fn) => {
+    const { cuts, walk } = linesOf(done, q), { x, w } = rule(cuts, FINE);
+    x.forEach((t, i) => walk(t, w[i], fn));
+  };
+  return done;
+}
+
+/** Mean and Cholesky factor [l₁₁, l₂₁, l₂₂] of an ellipse of half axes s (sds) at an angle. */
+export function factored({ m, s, angle }) {
+  const c = cos(angle), n = sin(angle), [a, b] = s.map(square);
+  const xx = c * c * a + n * n * b, xy = c * n * (a - b), yy = n * n * a + c * c * b;
+  const first = sqrt(xx), low = xy / first;
+  return { m: [...m], l: [first, low, sqrt(max(yy - low * low, 1e-300))] };
+}
+
+/** The ellipse of a covariance [xx, xy, yy]: half axes and the angle of the first. */
+function ellipseOf(m, [xx, xy, yy]) {
+  const middle = (xx + yy) / 2, apart = hypot((xx - yy) / 2, xy);
+  const s = [middle + apart, max(middle - apart, 1e-300)].map(sqrt);
+  return { m: [...m], s, angle: 0.5 * atan2(2 * xy, xx - yy) };
+}
+
+const squared = ([a, b, c]) => [a * a, a * b, b * b + c * c];
+
+/** Where a place is to q: (x, y) = m + L (u, v). */
+const white = ({ m, l }, x, y) => {
+  const u = (x - m[0]) / l[0];
+  return [u, (y - m[1] - l[1] * u) / l[2]];
+};
+
+function logOfPlane(q) {
+  const constant = -LOG_2PI - log(q.l[0] * q.l[2]);
+  return (x, y) => {
+    const [u, v] = white(q, x, y);
+    return constant - 0.5 * (u * u + v * v);
+  };
+}
+
+/** Means under p of u, v, u², uv and v². */
+function whiteMoments(p, q) {
+  const { l } = q, [u, v] = white(q, ...p.mean), k = l[1] / l[0], [xx, xy, yy] = p.covariance;
+  const a = xx / square(l[0]), b = (xy / l[0] - k * xx / l[0]) / l[2];
+  const c = (yy - 2 * k * xy + k * k * xx) / square(l[2]);
+  return [u, v, a + u * u, b + u * v, c + v * v];
+}
+
+/** Lines across q: cuts between them, and a walk at even steps along the one at t. */
+function linesOf(p, { m, l }) {
+  const [xx, xy, yy] = squared(l), swap = p.axis === 1, [a, b] = swap ? [m[1], m[0]] : m;
+  const outer = sqrt(swap ? yy : xx), slope = xy / (swap ? yy : xx);
+  const inner = sqrt((swap ? xx : yy) - slope * xy);
+  const parts = bounded(ceil((0.6 * outer) / p.along), 1, 12);
+  const ends = around(a, outer, SDS).sort((s, t) => s - t);
+  const cuts = ends.slice(1).flatMap((end, i) =>
+    count(parts, (k) => ends[i] + (k / parts) * (end - ends[i])));
+  cuts.push(ends.at(-1), ...(p.cuts ?? []).filter((t) => abs(t - a) < 8 * outer));
+  const walk = (t, w, fn) => {
+    const z = (t - a) / outer, centre = b + slope * (t - a);
+    const h = bounded(p.across(t) / inner / 2.5, 0.04, 0.3), n = ceil(sqrt(110 - z * z) / h);
+    const share = (w * h) / (2 * PI * outer);
+    for (let k = -n; k <= n; k++) {
+      const u = k * h, v = centre + u * inner, weight = share * exp(-0.5 * (z * z + u * u));
+      if (swap) fn(v, t, weight);
+      else fn(t, v, weight);
+    }
+  };
+  return { cuts, walk };
+}
+
+/** The sum over f where it is positive, at even steps, and how often it changes its sign. */
+function positivePart(f) {
+  let sum = 0, changes = 0;
+  for (let k = 0; k < f.length; k++) {
+    if (f[k] > 0) sum += f[k];
+    if (!k || f[k] > 0 === f[k - 1] > 0) continue;
+    if (abs(f[k] - f[k - 1]) > 1e-7) changes++;
+    const near = [f[k - 2] ?? f[k - 1], f[k - 1], f[k], f[k + 1] ?? f[k]];
+    sum += partStep(f[k] > 0 ? near.reverse() : near);
+  }
+  return [sum, changes];
+}
+
+/**
+ * What a sum misses of the step in which f falls through zero, by the cubic through f around it:
+ * Euler and Maclaurin's end of a sum at the step's beginning, and from there to the root.
+ */
+function partStep([before, f, next, after]) {
+  const a = next - before / 3 - f / 2 - after / 6, b = (before + next) / 2 - f;
+  const c = (after - before) / 6 + (f - next) / 2;
+  let t = f / (f - next);
+  for (let k = 0; k < 2; k++) {
+    t = bounded(t - (f + t * (a + t * (b + t * c))) / (a + t * (2 * b + 3 * t * c)), 0, 1);
+  }
+  return t * (f + t * (a / 2 + t * (b / 3 + (t * c) / 4))) - f / 2 - a / 12 + c / 120;
+}
+
+/** All four readouts in the plane, over q alone: it goes to 1 or log 2 where p is elsewhere. */
+export function measurePlane(p, ellipse) {
+  const q = factored(ellipse), logq = logOfPlane(q), { cuts, walk } = linesOf(p, q);
+  const sums = [0, 0, 0];
+  const cell = (low, high, halvings) => {
+    const { x, w } = rule([low, high], FINE), found = [0, 0, 0], seen = new Set();
+    x.forEach((t, i) => {
+      const gains = [];
+      walk(t, w[i], (x, y, weight) => {
+        const r = p.logp(x, y) - logq(x, y), small = exp(-abs(r)), l = log1p(small);
+        // log 2 − ½ (eʳ log(1 + e⁻ʳ) + log(1 + eʳ)), without overflow
+        const ratio = r > 0 ? 1 / max(small, 1e-20) : small;
+        const both = r > 0 ? (small > 1e-12 ? l / small : 1) + r + l : small * (l - r) + l;
+        found[0] -= weight * r;
+        found[1] += weight * (LN2 - 0.5 * both);
+        gains.push(weight * (1 - ratio));
+      });
+      const [sum, changes] = positivePart(gains);
+      found[2] += sum;
+      seen.add(changes);
+    });
+    // Where a line begins to cross, its sum bends.
+    const middle = (low + high) / 2, halved = seen.size > 1 && halvings;
+    if (halved) for (const ends of [[low, middle], [middle, high]]) cell(...ends, halvings - 1);
+    else found.forEach((v, k) => (sums[k] += v));
+  };
+  cuts.sort((s, t) => s - t).slice(1).forEach((high, i) => cell(cuts[i], high, 1));
+  const [reverse_kl, jensen_shannon, total_variation] = sums, [, , uu, , vv] = whiteMoments(p, q);
+  const forward_kl = LOG_2PI + log(q.l[0] * q.l[2]) - p.entropy + 0.5 * (uu + vv);
+  return { forward_kl, reverse_kl, jensen_shannon, total_variation };
+}
+
+// Ways down: gradients of both directions of KL. A line is a plane whose other axis plays no part.
+
+export const lifted = ({ mu, sigma }) => ({ m: [mu, 0], l: [sigma, 0, 1] });
+
+/** Repeatable random numbers: a function for uniform ones, and one for Gaussian ones. */
+export function random(seed) {
+  let state = seed >>> 0;
+  const uniform = () => {
+    state = (state + 0x6d2b79f5) >>> 0;
+    let t = Math.imul(state ^ (state >>> 15), state | 1);
+    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
+    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
+  };
+  const normal = () => sqrt(-2 * log(1 - uniform())) * cos(2 * PI * uniform());
+  return { uniform, normal };
+}
+
+function drawn(p, uniform) {
+  if (!p.cumulative) {
+    let sum = 0;
+    p.cumulative = p.nodes.map((n) => (sum += n[2]));
+  }
+  const c = p.cumulative, at = uniform() * c.at(-1);
+  let low = 0, high = c.length - 1;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (c[middle] < at) low = middle + 1;
+    else high = middle;
+  }
+  return p.nodes[low];
+}
+
+/** The gradient of a KL where q is standard: by the mean, and (11, 21, 22) by the factor. */
+export function gradient(p, q, direction, { draws, rng }) {
+  const { m, l } = q, sum = [0, 0, 1, 0, 1];
+  if (direction === "forward_kl" && !draws) return whiteMoments(p, q).map((v, k) => sum[k] - v);
+  const add = (w, [u, v], a, b) => [a, b, a * u, b * u, b * v].forEach((g, k) => (sum[k] -= w * g));
+  if (direction === "forward_kl") {
+    for (let k = 0; k < draws; k++) {
+      const z = white(q, ...drawn(p, rng.uniform));
+      add(1 / draws, z, ...z); // minus the score of q
+    }
+    return sum;
+  }
+  sum[2] = sum[4] = -1;
+  if (!draws) {
+    p.overGuide(q, (x, y, weight) => {
+      const [u, v] = white(q, x, y), w = weight * p.logp(x, y);
+      [u, v, u * u - 1, u * v, v * v - 1].forEach((g, k) => (sum[k] -= w * g));
+    });
+  }
+  for (let k = 0; k < draws; k++) { // through the draws
+    const [u, v] = [rng.normal(), rng.normal()], h = 1e-4 * min(l[0], l[2]);
+    const x = m[0] + l[0] * u, y = m[1] + l[1] * u + l[2] * v;
+    const dx = (p.logp(x + h, y) - p.logp(x - h, y)) / (2 * h);
+    const dy = (p.logp(x, y + h) - p.logp(x, y - h)) / (2 * h);
+    add(1 / draws, [u, v], l[0] * dx + l[1] * dy, l[2] * dy);
+  }
+  return sum;
+}
+
+/** One step down; no longer than 3 sds in μ and 1 in log σ, lest a steep wall throws q away. */
+export function descend(p, q, direction, how) {
+  const { m, l } = q, { rate, natural } = how, [g0, g1, a, b, c] = gradient(p, q, direction, how);
+  // Plain: by μ it is L⁻ᵀ g, and by log l₁₁, l₂₁, log l₂₂ the lower half of L⁻ᵀ G.
+  const v = g1 / l[2], u = (g0 - l[1] * v) / l[0];
+  const dm = natural ? [l[0] * g0, l[1] * g0 + l[2] * g1] : [u, v];
+  const dl = natural ? [a / 2, l[2] * b, c / 2] : [a - (l[1] * b) / l[2], b / l[2], c];
+  const sds = [l[0], hypot(l[1], l[2])], step = (g, most) => bounded(rate * g, -most, most);
+  return {
+    m: m.map((x, k) => x - step(dm[k], 3 * sds[k])),
+    l: p.line ? [l[0] * exp(-step(dl[0], 1)), ...l.slice(1)]
+      : [l[0] * exp(-step(dl[0], 1)), l[1] - step(dl[1], sds[1]), l[2] * exp(-step(dl[2], 1))],
+  };
+}
+
+// The page: one state, controls of explorer_panels.html that show and set it, boards that draw it.
+
+const LOOKS = { // colour and dash
+  forward_kl: ["forward", []], reverse_kl: ["reverse", [7, 3]],
+  jensen_shannon: ["js", [9, 3, 2, 3]], total_variation: ["tv", [2, 3]],
 };
 const COLOURS = ["page", "ink", "quiet", "rule", "target", "forward", "reverse", "js", "tv"];
 const DIRECTIONS = ["forward_kl", "reverse_kl"];
-// What stands beside panels comes with the page, from explorer.py; here is what a guess is told.
+const KEPT = ["mu", "sigma", "mean", "covariance"]; // what Python holds
+
+const short = (x) =>
+  (Number.isFinite(x) ? String(Number(x.toPrecision(4))) : "∞").replace("-", "−");
+
+const h = (tag, properties) => Object.assign(document.createElement(tag), properties);
+
+// Controls.
+
+/** Let a control show what it stands for in the state, a path such as plane.m.0, and set it. */
+function bind(app, input) {
+  const { key, kind } = input.dataset, { type } = input, keys = key.split("."), last = keys.pop();
+  const holder = () => keys.reduce((object, k) => object[k], app.state);
+  const value = () => {
+    if (type === "checkbox") return input.checked;
+    return type === "select-one" && isNaN(input.value) ? input.value : Number(input.value);
+  };
+  input.addEventListener("input", () => {
+    input.setAttribute("aria-invalid", !input.validity.valid);
+    if (!input.validity.valid) return;
+    holder()[last] = value();
+    app.changed(kind);
+  });
+  app.shown.push(() => {
+    const now = holder()[last], out = input.nextElementSibling;
+    input.parentElement.hidden = now === undefined; // a mode that is not there
+    if (type === "checkbox") input.checked = now;
+    else if (type !== "number" || document.activeElement !== input) input.value = now ?? "";
+    if (out) out.value = short(now);
+  });
+}
+
+/** What is right of a prompt's two guesses, and why. */
 const ANSWERS = {
   optima({ best }) {
     const [f, r] = DIRECTIONS.map((name) => best[name][0].sigma);
@@ -48,83 +833,68 @@ const ANSWERS = {
   },
 };
 
-const short = (x) =>
-  (Number.isFinite(x) ? String(Number(x.toPrecision(4))) : "∞").replace("-", "−");
+const ACTIONS = {
+  play: (app, { kind }) => app.walks[kind].play(),
+  step: (app, { kind }) => app.walks[kind].step(),
+  reset: (app, { kind }) => app.changed(kind),
+  fit(app, { name }) {
+    const fit = app.data.fits[name];
+    if (fit.mean.length > 1) setQ(app, planeOf(fit), "plane");
+    else setQ(app, lineOf(fit));
+  },
+  link: (app) => copy(app, `${location.href.split("#")[0]}#${encoded(app.state)}`),
+  python: (app, { dim }) => copy(app, python(app, dim === "1")),
+  png: (app) => download("explorer.png", sheetOf(app)),
+  json(app) {
+    const { state, read, best, path, read2 } = app;
+    const all = { state, divergences: read, optima: best, jumps: path.jumps, plane: read2 };
+    const text = encodeURIComponent(JSON.stringify(all, null, 2));
+    download("explorer.json", `data:application/json,${text}`);
+  },
+};
 
-/** An element with properties and children. */
-function h(tag, properties = {}, ...children) {
-  const made = document.createElement(tag);
-  for (const [key, value] of Object.entries(properties)) {
-    if (key.startsWith("aria-") || key === "role") made.setAttribute(key, value);
-    else if (key === "mark") made.style.setProperty("--mark", `var(--${value})`);
-    else made[key] = value;
-  }
-  made.append(...children);
-  return made;
-}
-
-const controls = (...parts) => h("div", { className: "controls" }, ...parts);
-const button = (label, onclick) => h("button", { type: "button", onclick }, label);
-
-/** Ways to read and to set what an object holds under a key; `kind` is what that changes. */
-const linked = (app, object, key, kind) =>
-  [() => object[key], (value) => ((object[key] = value), app.changed(kind))];
-
-const slider = (app, label, get, set, min, max, step) =>
-  field(app, label, get, set, { type: "range", min, max, step });
-
-/** A number that may be typed, dragged or stepped, shown wherever it comes from. */
-function field(app, label, get, set, { type = "number", ...limits } = {}) {
-  const { min: low = -Infinity, max: high = Infinity } = limits, out = h("output");
-  const input = h("input", { type, step: "any", ...limits, "aria-label": label });
-  input.addEventListener("input", () => {
-    const value = input.valueAsNumber, fits = value >= low && value <= high;
-    input.setAttribute("aria-invalid", String(!fits));
-    if (fits) set(value);
+/** Give life to all that is marked in the panels. */
+function furnish(app) {
+  const all = (mark, fn) => {
+    for (const e of app.root.querySelectorAll(`[data-${mark}]`)) fn(e, e.dataset[mark]);
+  };
+  all("key", (input) => bind(app, input));
+  all("of", (e, target) => app.shown.push(() => (e.hidden = app.state.target !== target)));
+  all("do", (button, name) => (button.onclick = () => ACTIONS[name](app, button.dataset)));
+  all("reading", (out, path) => {
+    const [which, name] = path.split(".");
+    app.shown.push(() => (out.value = short(app[which][name])));
   });
-  app.shown.push(() => {
-    if (document.activeElement !== input || type === "range") input.value = get();
-    out.value = short(get());
-  });
-  return h("label", { className: "field" }, `${label} `, input, ...(type === "range" ? [out] : []));
+  all("ask", (box, name) => box.addEventListener("input", ({ target }) => {
+    const [right, why] = ANSWERS[name](app);
+    box.querySelector("output").value = `${right === Number(target.value) ? "Yes." : "No."} ${why}`;
+  }));
 }
 
-function choice(app, label, options, get, set) {
-  const picks = Object.entries(options).map(([value, text]) => h("option", { value }, text));
-  const input = h("select", { "aria-label": label, onchange: () => set(input.value) }, ...picks);
-  app.shown.push(() => (input.value = get()));
-  return h("label", { className: "field" }, `${label} `, input);
+/** Put q somewhere: μ and σ on the line, or an ellipse in the plane. */
+function setQ(app, q, dim = "line") {
+  Object.assign(dim === "plane" ? app.state.plane : app.state, q);
+  app.changed(dim === "plane" ? "plane" : "q");
 }
 
-function tick(app, label, get, set, mark) {
-  const input = h("input", { type: "checkbox", onchange: () => set(input.checked) });
-  app.shown.push(() => (input.checked = get()));
-  return h("label", { className: "tick", ...(mark && { mark }) }, input, ` ${label}`);
-}
-
-/** Buttons that put q where the fits of a run are. */
-const fitButtons = (fits, put) => Object.entries(fits ?? {}).map(([name, fit]) =>
-  button(`q = ${name.replace("_kl", " KL")} fit`, () => put(fit)));
+// Boards.
 
 /**
  * A canvas with axes. Where a pointer takes hold, `grab` says what its moves do, in the units of
  * the axes; `follow` is for boards on which the pointer's place is all that matters.
  */
-function board(app, name, label, { height, touch = "none", view, draw, follow, grab, key }) {
-  const canvas = h("canvas", {
-    tabIndex: 0, role: "application", "aria-label": label, "aria-roledescription": "graph",
-  });
-  canvas.dataset.board = name;
-  Object.assign(canvas.style, { height: `${height}px`, touchAction: touch });
-  const b = { canvas, c: canvas.getContext("2d"), height };
+function board(app, name, { view, draw, follow, grab, key }) {
+  const canvas = app.root.querySelector(`[data-board=${name}]`);
+  const b = { canvas, c: canvas.getContext("2d") };
   b.paint = () => {
-    const width = canvas.clientWidth, ratio = globalThis.devicePixelRatio || 1, now = view();
+    const { clientWidth: width, clientHeight: height } = canvas, now = view();
     if (!width) return;
     canvas.dataset.view = now;
-    const [w, t] = [round(width * ratio), round(height * ratio)], [x0, x1, y0, y1] = now;
-    if (canvas.width !== w || canvas.height !== t) [canvas.width, canvas.height] = [w, t];
+    const ratio = globalThis.devicePixelRatio || 1, [x0, x1, y0, y1] = now;
+    const size = [round(width * ratio), round(height * ratio)];
+    if (canvas.width !== size[0] || canvas.height !== size[1]) [canvas.width, canvas.height] = size;
     Object.assign(b, {
-      width, view: now, colours: app.colours,
+      width, height, view: now, colours: app.colours,
       X: (x) => ((x - x0) / (x1 - x0)) * width, Y: (y) => height - ((y - y0) / (y1 - y0)) * height,
       x: (u) => x0 + (u / width) * (x1 - x0), y: (v) => y0 + (1 - v / height) * (y1 - y0),
     });
@@ -142,7 +912,6 @@ function board(app, name, label, { height, touch = "none", view, draw, follow, g
     key({ dx: dx * far, dy: dy * far, grow, turn });
   });
   app.boards.push(b);
-  return canvas;
 }
 
 /** What a pointer does to a board: it takes hold, moves, and lets go. */
@@ -187,7 +956,6 @@ function stroke({ c }, points, colour, dash = [], thick = 2) {
   c.setLineDash([]);
 }
 
-/** Where a function is on a board, one point a pixel. */
 const points = (b, fn) => count(b.width + 1, (u) => [u, b.Y(fn(b.x(u)))]);
 
 /** Fill between two curves of points wherever the first is higher. */
@@ -215,7 +983,6 @@ function words({ c, colours }, text, u, v, align = "left", shade = "quiet") {
   c.fillText(text, u, v);
 }
 
-/** Numbers along the lower edge. */
 function axis(b, title) {
   const [lo, hi] = b.view, step = 10 ** floor(Math.log10((hi - lo) / 3));
   const every = (hi - lo) / step > 12 ? 5 * step : (hi - lo) / step > 6 ? 2 * step : step;
@@ -243,13 +1010,17 @@ function backdrop(b, app, version, colour, shading) {
   b.c.drawImage(b.sheet, 0, 0, b.width, b.height);
 }
 
-/** Two ways down from one q, a step at a time. */
+/** Two ways down from one q, a step at a time; `kind` is that of changes to this q. */
 function walker(app, kind, start, target) {
-  const w = { timer: 0 };
-  w.reset = () => {
+  const w = { timer: 0 }, changed = () => app.changed(`way-${kind}`);
+  const play = app.root.querySelector(`[data-do=play][data-kind=${kind}]`);
+  const still = () => {
     cancelAnimationFrame(w.timer);
     w.timer = 0;
-    w.rng = random(app.state.way.seed);
+  };
+  w.reset = () => {
+    still();
+    w.rng = random(1);
     w.paths = Object.fromEntries(DIRECTIONS.map((name) => [name, [start()]]));
   };
   w.step = (times = 1) => {
@@ -259,13 +1030,9 @@ function walker(app, kind, start, target) {
         w.paths[name].push(descend(target(), w.paths[name].at(-1), name, how));
       }
     }
-    app.changed(kind);
+    changed();
   };
-  w.stop = () => {
-    cancelAnimationFrame(w.timer);
-    w.timer = 0;
-    app.changed(kind);
-  };
+  w.stop = () => (still(), changed());
   const frame = () => {
     w.timer = requestAnimationFrame(frame);
     w.step();
@@ -275,56 +1042,14 @@ function walker(app, kind, start, target) {
     if (w.timer) return w.stop();
     if (matchMedia("(prefers-reduced-motion: reduce)").matches) return w.step(200);
     w.timer = requestAnimationFrame(frame);
-    app.changed(kind);
+    changed();
   };
+  app.shown.push(() => {
+    play.textContent = w.timer ? "Pause" : "Play";
+    play.parentElement.lastElementChild.textContent = `${w.paths.forward_kl.length - 1} steps`;
+  });
   return w;
 }
-
-function wayControls(app, walk, kind) {
-  const of = (key) => linked(app, app.state.way, key, kind), [draws, setDraws] = of("draws");
-  const play = button("Play", walk.play), steps = h("span", { className: "quiet" });
-  app.shown.push(() => {
-    play.textContent = walk.timer ? "Pause" : "Play";
-    steps.textContent = ` ${walk.paths.forward_kl.length - 1} steps`;
-  });
-  const kinds = { 0: "exact", 1: "1 draw", 10: "10 draws", 100: "100 draws" };
-  return controls(
-    h("span", { className: "keys" }, play, button("Step", () => walk.step()),
-      button("Reset", () => app.changed(kind)), steps),
-    slider(app, "step size", ...of("rate"), 0.01, 1, 0.01),
-    choice(app, "gradient", kinds, draws, (v) => setDraws(Number(v))),
-    tick(app, "natural gradient", ...of("natural")));
-}
-
-/** The four readouts as a table that speaks when it changes. */
-function readings(app, title, get) {
-  const rows = Object.entries(LOOKS).map(([name, [label, mark]]) => {
-    const out = h("output", { name });
-    app.shown.push(() => (out.value = short(get()[name])));
-    return h("tr", {}, h("th", { scope: "row", mark }, label), h("td", {}, out));
-  });
-  return h("table", { className: "readings" }, h("caption", {}, title), h("tbody", {}, ...rows));
-}
-
-/** A question to guess at before looking. */
-function prompt(app, name) {
-  const { question, guesses } = app.words[name], out = h("output", { className: "answer" });
-  const picks = guesses.map((text, k) => {
-    const answered = () => {
-      const [right, why] = ANSWERS[name](app);
-      out.value = `${right === k ? "Yes." : "No."} ${why}`;
-    };
-    const input = h("input", { type: "radio", name: `${name}-${app.id}`, onchange: answered });
-    return h("label", {}, input, ` ${text} `);
-  });
-  return h("fieldset", {}, h("legend", {}, question), ...picks, out);
-}
-
-const panel = (app, name, ...parts) => {
-  const { title, text } = app.words[name];
-  return h("section", { className: `panel ${name}`, "aria-label": title },
-    h("h2", {}, title), h("p", {}, text), prompt(app, name), ...parts);
-};
 
 // The line: its best Gaussians, a q to move, and ways down.
 
@@ -353,39 +1078,35 @@ const heightOf = (app, qs) => {
   return 1.1 * max(most, ...qs.map((q) => min(1 / (q.sigma * sqrt(2 * PI)), 2.5 * most)));
 };
 
-function optimaPanel(app) {
-  const { state } = app, shown = () => Object.keys(LOOKS).filter((n) => state.shown.includes(n));
+function optimaBoards(app) {
+  const { state } = app, shown = () => Object.keys(LOOKS).filter((name) => state.shown[name]);
   const at = () => round(state.alpha * (app.path.alphas.length - 1));
   const now = () => app.path.branches[app.path.best[at()]][at()];
   const tops = () => heightOf(app, [...shown().map((n) => app.best[n][0]), now()].filter(Boolean));
-  const [alpha, setAlpha] = linked(app, state, "alpha", "alpha");
-  const slide = (v) => setAlpha(bounded(v, 0, 1)), key = ({ dx }) => slide(state.alpha + dx / 50);
-  const curves = board(app, "optima", "The target and its best Gaussians", {
-    height: 240, touch: "pan-y", key,
+  const slide = (alpha) => {
+    state.alpha = bounded(alpha, 0, 1);
+    app.changed("alpha");
+  };
+  const key = ({ dx }) => slide(state.alpha + dx / 50);
+  board(app, "optima", {
+    key,
     view: () => [...app.span, -0.16 * tops(), tops()],
     draw(b) {
       targetLine(b, app);
       stroke(b, curve(b, now()), b.colours.ink, [1, 3], 2.5);
       shown().forEach((name, row) => {
-        const colour = b.colours[LOOKS[name][1]];
+        const [mark, dash] = LOOKS[name], colour = b.colours[mark];
         app.best[name].forEach((q, k) => {
-          stroke(b, curve(b, q), colour, k ? [1, 3] : LOOKS[name][2], k ? 1 : 2);
+          stroke(b, curve(b, q), colour, k ? [1, 3] : dash, k ? 1 : 2);
           dot(b, b.X(q.mu), b.Y(0) + 6 + 4 * row, 3, k ? b.colours.page : colour, colour);
         });
       });
     },
   });
-  const strip = board(app, "strip", "The mean of the best Gaussian along alpha", {
-    height: 120, touch: "pan-y", key, follow: slide, view: () => [-0.03, 1.03, ...app.span],
+  board(app, "strip", {
+    key, follow: slide, view: () => [-0.03, 1.03, ...app.span],
     draw: (b) => drawStrip(b, app.path, state.alpha),
   });
-  const toggles = Object.entries(LOOKS).map(([name, [label, mark]]) => tick(app, label,
-    () => state.shown.includes(name), (on) => {
-      state.shown = on ? [...state.shown, name] : state.shown.filter((n) => n !== name);
-      app.changed("alpha");
-    }, mark));
-  return panel(app, "optima", targetControls(app), controls(...toggles), curves,
-    slider(app, "α, from reverse to forward KL", alpha, slide, 0, 1, 0.01), strip);
 }
 
 /** The means of all branches along α, the best of them strong, and where it jumps. */
@@ -408,125 +1129,73 @@ function drawStrip(b, { alphas, branches, best, jumps }, alpha) {
   });
 }
 
-/** Which target, and the shape of a mixture. */
-function targetControls(app) {
-  const { state } = app, shape = (label, key, ...limits) => {
-    const [get, set] = linked(app, state, key, "target");
-    const anew = (v) => {
-      if (key === "modes" || key === "spread") state.means = null;
-      set(v);
-    };
-    return slider(app, label, get, anew, ...limits);
-  };
-  const sliders = controls(
-    shape("modes", "modes", 2, 5, 1), shape("spread", "spread", 0, 8, 0.05),
-    shape("weight decay", "decay", 0.05, 1, 0.01),
-    shape("component width", "width", 0.05, 2, 0.01));
-  app.shown.push(() => (sliders.hidden = state.target !== "mixture"));
-  if (!app.data?.line) return sliders;
-  const targets = { own: app.data.name, mixture: "a mixture of Gaussians" };
-  const which = choice(app, "target", targets, ...linked(app, state, "target", "target"));
-  return h("div", {}, which, sliders);
-}
-
-const meansOf = ({ means, modes, spread }) =>
-  means ?? count(modes, (k) => spread * (k - (modes - 1) / 2));
+const evenMeans = ({ modes, spread }) => count(modes, (k) => spread * (k - (modes - 1) / 2));
 
 const weightsOf = ({ modes, decay }) => {
   const weights = count(modes, (k) => decay ** k), total = weights.reduce((a, b) => a + b);
   return weights.map((w) => w / total);
 };
 
-function moveMode(app, k, to) {
-  app.state.means = meansOf(app.state).map((m, i) => (i === k ? to : m));
-  app.changed("target");
-}
-
-/** Number fields for the places of the modes, which marks below the axis stand for. */
-function modeControls(app) {
-  const places = () => (app.state.target === "mixture" ? meansOf(app.state) : []);
-  const fields = count(5, (k) =>
-    field(app, `mode ${k + 1}`, () => places()[k] ?? 0, (v) => moveMode(app, k, v)));
-  app.shown.push(() => fields.forEach((f, k) => (f.hidden = k >= places().length)));
-  return controls(...fields);
-}
-
-function setQ(app, mu, sigma) {
-  Object.assign(app.state, { mu, sigma });
-  app.changed("q");
-}
-
 const nudge = (app) => ({ dx, dy, grow }) => {
   const { mu, sigma } = app.state, [lo, hi] = app.span;
-  setQ(app, mu + (dx * (hi - lo)) / 200, sigma * 1.02 ** (dy + grow));
+  setQ(app, { mu: mu + (dx * (hi - lo)) / 200, sigma: sigma * 1.02 ** (dy + grow) });
 };
 
 /** What a drag at a place of the line does: a mode, a side of q, or all of it. */
 function grabLine(app, x, y, b, at) {
-  const { state } = app, { mu, sigma } = state, v = b.Y(y);
-  if (state.target === "mixture" && v > b.Y(0) - 4) {
-    const k = meansOf(state).findIndex((m) => at(b.X(m), v));
-    if (k >= 0) return (to) => moveMode(app, k, to);
-  }
+  const { mu, sigma, means, target } = app.state, v = b.Y(y);
+  const k = target === "mixture" && v > b.Y(0) - 4 ? means.findIndex((m) => at(b.X(m), v)) : -1;
+  if (k >= 0) return (to) => ((means[k] = to), app.changed("target"));
   const away = abs(x - mu) / sigma;
-  if (away > 0.7 && away < 3) return (to) => setQ(app, mu, max(abs(to - mu) / away, 1e-3));
-  return (to) => setQ(app, mu + to - x, sigma);
+  if (away > 0.7 && away < 3) {
+    return (to) => setQ(app, { sigma: max(abs(to - mu) / away, 1e-3) });
+  }
+  return (to) => setQ(app, { mu: mu + to - x });
 }
 
-function movePanel(app) {
+function moveBoard(app) {
   const { state, data } = app, top = () => heightOf(app, [state]);
-  const label = "Target p and your q; arrows left and right move μ, up and down σ";
-  const canvas = board(app, "move", label, {
-    height: 260, touch: "pan-y", view: () => [...app.span, -0.14 * top(), top()],
+  board(app, "move", {
+    view: () => [...app.span, -0.14 * top(), top()],
     grab: (...at) => grabLine(app, ...at), key: nudge(app),
     draw(b) {
       const p = targetLine(b, app), q = curve(b, state), { colours: of } = b;
       between(b, p, q, of.forward, 0.3);
       between(b, q, p, of.reverse, 0.3);
       for (const [name, fit] of Object.entries(state.target === "own" ? data.fits : {})) {
-        const [, colour, dash] = LOOKS[name] ?? [name, "quiet", [2, 4]];
+        const [colour, dash] = LOOKS[name] ?? ["quiet", [2, 4]];
         stroke(b, curve(b, lineOf(fit)), of[colour], dash, 1);
       }
       stroke(b, q, of.ink, [], 2.5);
       words(b, "p > q: forward KL pays", b.width - 8, 16, "right", "forward");
       words(b, "q > p: reverse KL pays", b.width - 8, 32, "right", "reverse");
       if (state.target !== "mixture") return;
-      for (const m of meansOf(state)) dot(b, b.X(m), b.Y(0) + 8, 6, of.target, of.page);
+      for (const m of state.means) dot(b, b.X(m), b.Y(0) + 8, 6, of.target, of.page);
     },
   });
-  const of = (label, key, limits) => field(app, label, ...linked(app, state, key, "q"), limits);
-  const fits = fitButtons(data?.line && data.fits, (fit) => {
-    const { mu, sigma } = lineOf(fit);
-    setQ(app, mu, sigma);
-  });
-  return panel(app, "move", canvas,
-    controls(of("μ", "mu"), of("σ", "sigma", { min: 1e-3, max: 1e6 }), ...fits),
-    modeControls(app),
-    readings(app, "of your q, in nats but for the last", () => app.read));
 }
 
 /** KL over (μ, log σ) on a coarse grid, looked up between its points. */
 function landscape(p, name, [x0, x1, y0, y1]) {
-  const [nx, ny] = [49, 33], z = count(31, (k) => (k - 15) / 3);
+  const [nx, ny] = [49, 33], step = [(x1 - x0) / (nx - 1), (y1 - y0) / (ny - 1)];
+  const z = count(31, (k) => (k - 15) / 3);
   const masses = z.map((u) => exp(-0.5 * u * u) / (3 * sqrt(2 * PI)));
   const value = (mu, sigma) => name === "forward_kl" ? forwardKl(p, { mu, sigma })
     : z.reduce((sum, u, k) => sum - masses[k] * p.logp(mu + sigma * u),
-      -0.5 * (1 + LOG_2PI) - log(sigma));
-  const values = count(nx, (i) => count(ny, (j) =>
-    value(x0 + (i / (nx - 1)) * (x1 - x0), exp(y0 + (j / (ny - 1)) * (y1 - y0)))));
-  return (x, y) => looked(values, ((x - x0) / (x1 - x0)) * (nx - 1),
-    (row) => looked(row, ((y - y0) / (y1 - y0)) * (ny - 1)));
+      topOf(sigma) - 0.5);
+  const column = (mu) => count(ny, (j) => value(mu, exp(y0 + j * step[1])));
+  return surface(count(nx, (i) => column(x0 + i * step[0])), [x0, y0], step);
 }
 
-function wayPanel(app) {
-  const { state, walk } = app;
+function wayBoards(app) {
+  const { state } = app;
   const view = () => [...app.span, log(0.5 * app.narrow), log(2.5 * app.p.sd)];
-  const maps = DIRECTIONS.map((name) => {
-    const [label, colour] = LOOKS[name];
-    return board(app, name, `${label} over μ and log σ; arrows move q`, {
-      height: 250, view, key: nudge(app), follow: (x, y) => setQ(app, x, exp(y)),
+  for (const name of DIRECTIONS) {
+    const [colour] = LOOKS[name];
+    board(app, name, {
+      view, key: nudge(app), follow: (x, y) => setQ(app, { mu: x, sigma: exp(y) }),
       draw(b) {
-        const { [colour]: shade, ink, page } = b.colours, path = walk.paths[name];
+        const { [colour]: shade, ink, page } = b.colours, path = app.walks.q.paths[name];
         backdrop(b, app, app.version, shade, () => {
           const values = landscape(app.p, name, b.view);
           return (x, y) => max(0, 0.55 - 0.05 * floor(2 * Math.log2(1 + 8 * max(values(x, y), 0))));
@@ -540,20 +1209,19 @@ function wayPanel(app) {
         dot(b, ...at(state.mu, state.sigma), 6, page, ink);
         const { m, l } = path.at(-1);
         if (path.length > 1) dot(b, ...at(m[0], l[0]), 4, shade, ink);
-        words(b, label, 8, 16, "left", "ink");
+        words(b, `${colour} KL`, 8, 16, "left", "ink");
         words(b, "log σ ↑", 8, 32);
         axis(b, "μ");
       },
     });
-  });
-  return panel(app, "way", wayControls(app, walk, "q"), h("div", { className: "pair" }, ...maps));
+  }
 }
 
 // The plane.
 
-/** The place on an ellipse of `sds` at an angle from its first axis. */
-const onEllipse = ({ m, s, angle }, turn, sds = 2) => {
-  const a = sds * s[0] * cos(turn), e = sds * s[1] * sin(turn), c = cos(angle), n = sin(angle);
+/** The place on an ellipse of 2 sds at an angle from its first axis. */
+const onEllipse = ({ m, s, angle }, turn) => {
+  const a = 2 * s[0] * cos(turn), e = 2 * s[1] * sin(turn), c = cos(angle), n = sin(angle);
   return [m[0] + c * a - n * e, m[1] + n * a + c * e];
 };
 
@@ -572,7 +1240,7 @@ function handles(b, q) {
 
 function grabPlane(app, x, y, b, at) {
   const q = app.state.plane, { ends, turner } = handles(b, q), { m } = q;
-  const put = (change) => (Object.assign(q, change), app.changed("plane"));
+  const put = (change) => setQ(app, change, "plane");
   if (at(...turner)) return (x, y) => put({ angle: atan2(y - m[1], x - m[0]) });
   const k = ends.findIndex((end) => at(...end)), turn = q.angle + (k * PI) / 2;
   if (k < 0) {
@@ -588,12 +1256,13 @@ function grabPlane(app, x, y, b, at) {
 function drawPlane(b, app) {
   const { p2, data, state: { plane: q } } = app, own = q.target === "own";
   const { ink, page } = b.colours;
-  backdrop(b, app, p2.name ?? "own", b.colours.target, () => {
+  backdrop(b, app, q.target, b.colours.target, () => {
     const levels = [0.1, 0.5, 1.2, 2.3, 4.6, 7];
     return (x, y) => 0.11 * levels.filter((d) => p2.peak - p2.logp(x, y) < d).length;
   });
   for (const name of DIRECTIONS) {
-    const [, colour, dash] = LOOKS[name], path = app.walk2.paths[name], { m, l } = path.at(-1);
+    const [colour, dash] = LOOKS[name], path = app.walks.plane.paths[name];
+    const { m, l } = path.at(-1);
     if (path.length > 1) oval(b, ellipseOf(m, squared(l)), b.colours[colour], dash);
     if (own && data.fits[name]) oval(b, planeOf(data.fits[name]), b.colours[colour], dash, 1);
   }
@@ -607,56 +1276,39 @@ function drawPlane(b, app) {
 
 const planeOf = ({ mean, covariance: [[xx, xy], [, yy]] }) => ellipseOf(mean, [xx, xy, yy]);
 
-function planePanel(app) {
-  const { data, state: { plane: q } } = app;
-  const put = (change) => (Object.assign(q, change), app.changed("plane"));
-  const label = "Contours of p and the ellipse of q; arrows move it, + and − scale it, " +
-    "[ and ] turn it";
-  const canvas = board(app, "plane", label, {
-    height: 340, view: () => app.box, grab: (...at) => grabPlane(app, ...at),
-    draw: (b) => drawPlane(b, app),
+function planeBoard(app) {
+  board(app, "plane", {
+    view: () => app.box, grab: (...at) => grabPlane(app, ...at), draw: (b) => drawPlane(b, app),
     key({ dx, dy, grow, turn }) {
-      const { m, s, angle } = q, [x0, x1, y0, y1] = app.box;
-      put({ m: [m[0] + (dx * (x1 - x0)) / 200, m[1] + (dy * (y1 - y0)) / 200],
-        s: s.map((v) => v * 1.03 ** grow), angle: angle + 0.05 * turn });
+      const { m, s, angle } = app.state.plane, [x0, x1, y0, y1] = app.box;
+      setQ(app, { m: [m[0] + (dx * (x1 - x0)) / 200, m[1] + (dy * (y1 - y0)) / 200],
+        s: s.map((v) => v * 1.03 ** grow), angle: angle + 0.05 * turn }, "plane");
     },
   });
-  const names = Object.fromEntries(Object.entries(PLANE).map(([name, p]) => [name, p.label]));
-  const targets = { ...(data?.plane && { own: data.name }), ...names };
-  const part = (label, key, k, limits) => field(app, label, () => q[key][k],
-    (v) => put({ [key]: q[key].map((x, i) => (i === k ? v : x)) }), limits);
-  const fits = fitButtons(data?.plane && data.fits, (fit) => put(planeOf(fit)));
-  const which = choice(app, "target", targets, ...linked(app, q, "target", "plane target"));
-  return panel(app, "plane", which, canvas, wayControls(app, app.walk2, "plane"),
-    controls(part("mean x", "m", 0), part("mean y", "m", 1),
-      part("first sd", "s", 0, { min: 1e-3 }), part("second sd", "s", 1, { min: 1e-3 }),
-      field(app, "angle", ...linked(app, q, "angle", "plane")), ...fits),
-    readings(app, "of your q in the plane", () => app.read2));
 }
 
 // Around the panels: links, files, Python.
 
-/** A script with vi_demo that prints the numbers shown: a template of explorer.py, filled. */
-export function python(scripts, state, dim, data) {
-  const flat = dim === 1, q = state.plane, target = flat ? state.target : q.target;
-  const [xx, xy, yy] = squared(factored(q).l), list = JSON.stringify;
+/** A script with vi_demo that prints the numbers shown: one of explorer.py's, its holes filled. */
+function python({ scripts, state, data }, flat) {
+  const { plane: q, mu, sigma, width, means } = state, [xx, xy, yy] = squared(factored(q).l);
   const values = {
-    dim, mu: state.mu, sigma: state.sigma, width: state.width, ring: PLANE.ring.constant,
-    weights: list(weightsOf(state)), means: list(meansOf(state)),
-    mean: list(flat ? [state.mu] : q.m),
-    covariance: list(flat ? [[state.sigma ** 2]] : [[xx, xy], [xy, yy]]),
-    folder: list(data?.folder), sites: list(data?.sites),
+    mu, sigma, width, means, weights: weightsOf(state), mean: flat ? [mu] : q.m,
+    covariance: flat ? [[sigma ** 2]] : [[xx, xy], [xy, yy]],
+    folder: data?.folder, sites: data?.sites,
   };
-  const fill = (text) => text.replace(/<(\w+)>/g, (_, name) => values[name]);
-  if (target === "own") return fill(scripts.own);
-  values.log_p = fill(scripts[target]);
-  values.q = fill(flat ? scripts.line : scripts.plane);
-  return fill(scripts.whole);
+  return scripts[flat ? state.target : q.target].replace(/<(\w+)>/g,
+    (_, name) => JSON.stringify(values[name]));
 }
 
 const download = (name, href) => h("a", { href, download: name }).click();
 
-/** All boards on one sheet. */
+function copy(app, value) {
+  const text = Object.assign(app.root.querySelector("textarea"), { value, hidden: false });
+  text.select(); // for the keyboard, where there is no clipboard
+  navigator.clipboard?.writeText(value).catch(() => {});
+}
+
 function sheetOf(app) {
   const all = app.boards.map((b) => b.canvas).filter((canvas) => canvas.width), gap = 16;
   const sheet = h("canvas", { width: max(...all.map((canvas) => canvas.width)),
@@ -672,109 +1324,78 @@ function sheetOf(app) {
   return sheet.toDataURL();
 }
 
-function sharePanel(app) {
-  const text =
-    h("textarea", { readOnly: true, hidden: true, rows: 8, "aria-label": "copied text" });
-  const copy = (what) => {
-    Object.assign(text, { value: what, hidden: false });
-    text.select();
-    navigator.clipboard?.writeText(what).catch(() => {}); // it stays selected, for the keyboard
-  };
-  const link = () => copy(`${location.href.split("#")[0]}#${encoded(app.state)}`);
-  const json = () => JSON.stringify({ state: app.state, divergences: app.read, optima: app.best,
-    jumps: app.path.jumps, plane: app.read2 }, null, 2);
-  const script = (dim) => () => copy(python(app.scripts, app.state, dim, app.data));
-  return h("footer", { className: "controls" }, ...(app.page ? [button("Copy link", link)] : []),
-    button("Copy as Python", script(1)), button("Copy the plane as Python", script(2)),
-    button("Download PNG", () => download("explorer.png", sheetOf(app))),
-    button("Download JSON", () =>
-      download("explorer.json", `data:application/json,${encodeURIComponent(json())}`)), text);
-}
-
 /** The state as text that JSON reads back to the last digit. */
 const encoded = (state) => encodeURIComponent(JSON.stringify(state));
 
 /** The state that a link holds; `start` where it is not a link of this page. */
-export function decoded(hash, start = START, data = null) {
+function decoded(hash, start, data) {
   try {
-    const { way, plane, ...rest } = JSON.parse(decodeURIComponent(hash.replace(/^#/, "")));
-    const state = { ...start, ...rest, way: { ...start.way, ...way },
-      plane: { ...start.plane, ...plane } };
+    const given = JSON.parse(decodeURIComponent(hash.slice(1))), state = { ...start, ...given };
+    for (const key of ["shown", "way", "plane"]) state[key] = { ...start[key], ...given[key] };
     if (sound(state, data)) return state;
   } catch {
     // told by where it begins
   }
-  return structuredClone(start);
+  return start;
 }
 
-function sound({ plane: q, way, means, target, shown, modes, alpha, ...state }, data) {
+function sound({ plane: q, way, means, target, modes, alpha, ...state }, data) {
   const { mu, sigma, spread, decay, width } = state;
-  return [mu, spread, way.seed, q.angle, ...q.m, ...(means ?? [])].every(Number.isFinite) &&
+  return [mu, spread, q.angle, ...q.m, ...means].every(Number.isFinite) &&
     [sigma, decay, width, way.rate, ...q.s, alpha + 1].every((x) => x > 0 && x < Infinity) &&
-    [2, 3, 4, 5].includes(modes) && (!means || means.length === modes) && alpha <= 1 &&
-    [0, 1, 10, 100].includes(way.draws) && shown.every((name) => name in LOOKS) &&
-    q.m.length === 2 && q.s.length === 2 &&
+    [2, 3, 4, 5].includes(modes) && means.length === modes && alpha <= 1 &&
+    [0, 1, 10, 100].includes(way.draws) && q.m.length === 2 && q.s.length === 2 &&
     (target === "mixture" || (target === "own" && data?.line)) &&
     (q.target in PLANE || (q.target === "own" && data?.plane));
 }
 
 function begin(model) {
   const data = model.get("data") ?? null, page = Boolean(model.get("page"));
-  const start = structuredClone(START), { words, scripts } = model.get("text");
-  const fit = data && (data.fits.reverse_kl ?? Object.values(data.fits)[0]);
-  if (data?.line) Object.assign(start, { target: "own" }, fit && lineOf(fit));
-  if (data?.plane) Object.assign(start.plane, { target: "own" }, fit && planeOf(fit));
-  return { data, page, words, scripts, state: decoded(page ? location.hash : "", start, data) };
+  const { panels, scripts, state } = model.get("text"), start = structuredClone(state);
+  const root = h("form", { className: "vi-explorer", innerHTML: panels }); // which keeps its guesses
+  return { data, page, root, scripts, state: page ? decoded(location.hash, start, data) : start };
 }
 
 /** Keep what Python holds of q and what is drawn the same, whoever moves it. */
 function bridge(app, model) {
-  const { state } = app, plane = Boolean(app.data?.plane), kind = plane ? "plane" : "q";
+  const { state } = app, dim = app.data?.plane ? "plane" : "line";
   let sending = false;
   const take = () => {
     if (sending) return;
     const [mu, sigma, mean, covariance] = KEPT.map((key) => model.get(key));
-    if (plane) Object.assign(state.plane, planeOf({ mean, covariance }));
-    else Object.assign(state, { mu, sigma });
-    app.changed(kind);
+    setQ(app, dim === "plane" ? planeOf({ mean, covariance }) : { mu, sigma }, dim);
   };
   for (const key of KEPT) model.on(`change:${key}`, take);
   return () => {
     const { mu, sigma } = state, { m, l } = factored(state.plane), [xx, xy, yy] = squared(l);
-    const now = plane ? { mean: m, covariance: [[xx, xy], [xy, yy]] } : { mu, sigma };
+    const plane = { mean: m, covariance: [[xx, xy], [xy, yy]] };
     sending = true;
-    for (const [key, value] of Object.entries(now)) model.set(key, value);
+    for (const [key, value] of Object.entries(dim === "plane" ? plane : { mu, sigma })) {
+      model.set(key, value);
+    }
     model.save_changes();
     sending = false;
   };
 }
 
-const KEPT = ["mu", "sigma", "mean", "covariance"];
-const LINES = ["optima", "strip", "move", ...DIRECTIONS];
-const TOUCHED = { // boards that a change of each kind shows on
-  target: LINES, view: [...LINES, "plane"], alpha: ["optima", "strip"], q: ["move", ...DIRECTIONS],
-  way: DIRECTIONS, plane: ["plane"], "plane target": ["plane"], "way in the plane": ["plane"],
-};
-
-/** Compute what a change of some kind asks for. */
 function follow(app, kind) {
-  const { state, data } = app;
-  if (kind === "target") {
+  const { state, data, walks } = app, anew = kind === "target" || kind === "shape";
+  if (kind === "shape") state.means = evenMeans(state);
+  if (anew) {
     app.p = state.target === "own" ? table(data.line)
-      : mixture(meansOf(state), weightsOf(state), state.width);
+      : mixture(state.means, weightsOf(state), state.width);
     app.best = optima(app.p);
     app.path = alphaPath(app.p, app.best);
     app.version++;
   }
-  if (kind === "plane target") {
+  if (kind === "plane-target") {
     app.p2 = state.plane.target === "own" ? grid(data.plane) : plane(state.plane.target);
   }
   if (!app.held) look(app);
-  if (kind === "target" || kind === "q") app.read = measure(app.p, state), app.walk.reset();
-  if (kind.startsWith("plane")) app.read2 = measurePlane(app.p2, state.plane), app.walk2.reset();
+  if (anew || kind === "q") app.read = measure(app.p, state), walks.q.reset();
+  if (kind.startsWith("plane")) app.read2 = measurePlane(app.p2, state.plane), walks.plane.reset();
 }
 
-/** What is seen: p, and q wherever it is. */
 function look(app) {
   const { mean: [mean], sd, starts } = app.p, { mu, plane: { m: [x, y] } } = app.state;
   const modes = starts.flatMap(([at, s]) => around(at, s, [4.5]));
@@ -786,9 +1407,8 @@ function look(app) {
 }
 
 function render({ model, el }) {
-  const app = { ...begin(model), shown: [], boards: [], version: 0, id: Math.random() };
-  const { state } = app, send = bridge(app, model), root = h("div", { className: "vi-explorer" });
-  const isDark = matchMedia("(prefers-color-scheme: dark)");
+  const app = { ...begin(model), shown: [], boards: [], version: 0 }, { state, root } = app;
+  const send = bridge(app, model), isDark = matchMedia("(prefers-color-scheme: dark)");
   let waiting = 0;
   const share = () => {
     if (app.page && location.protocol !== "about:") {
@@ -796,12 +1416,10 @@ function render({ model, el }) {
     }
     send();
   };
-  app.walk = walker(app, "way", () => lifted(state), () => app.p);
-  app.walk2 = walker(app, "way in the plane", () => factored(state.plane), () => app.p2);
   app.changed = (kind) => {
     follow(app, kind);
     for (const show of app.shown) show();
-    for (const b of app.boards) if (TOUCHED[kind].includes(b.canvas.dataset.board)) b.paint();
+    for (const b of app.boards) if (b.canvas.dataset.kinds.split(" ").includes(kind)) b.paint();
     clearTimeout(waiting);
     waiting = setTimeout(share, 100);
   };
@@ -812,13 +1430,16 @@ function render({ model, el }) {
     app.dark = isDark.matches;
     for (const b of app.boards) b.paint();
   };
+  app.walks = {
+    q: walker(app, "q", () => lifted(state), () => app.p),
+    plane: walker(app, "plane", () => factored(state.plane), () => app.p2),
+  };
   app.held = true; // there is nothing to look at yet
   follow(app, "target");
   app.held = null;
-  follow(app, "plane target");
-  const panels = [optimaPanel(app), movePanel(app), wayPanel(app), planePanel(app)];
-  if (app.data?.plane) panels.unshift(panels.pop());
-  root.append(...panels, sharePanel(app));
+  follow(app, "plane-target");
+  for (const boards of [optimaBoards, moveBoard, wayBoards, planeBoard]) boards(app);
+  furnish(app);
   el.append(root);
   for (const show of app.shown) show();
   const seen = new ResizeObserver(paint);
@@ -827,8 +1448,7 @@ function render({ model, el }) {
   return () => {
     seen.disconnect();
     isDark.removeEventListener("change", paint);
-    app.walk.stop();
-    app.walk2.stop();
+    for (const walk of Object.values(app.walks)) walk.stop();
   };
 }
 

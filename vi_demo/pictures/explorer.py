@@ -1,90 +1,61 @@
 """The explorer: a Gaussian q over a target p, to be dragged, on a page of its own.
 
-`explorer_maths.js` computes and `explorer.js` draws; here they are put in a page that needs no
-other file and no network, with the density of a saved run where there is one.
+`explorer.js` computes and draws, `explorer_panels.html` says what is read and set; here they are
+put in a page that needs no other file and no network, with the density of a saved run where there
+is one.
 """
 
 from __future__ import annotations
 
-import html
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import jinja2
 import numpy as np
 import xarray as xr
 
 from vi_demo.pictures import contents
 
 HERE = Path(__file__).parent
+MODULE = HERE / "explorer.js"
 TITLE = "Two directions of KL"
 BINS = 400  # of draws on a line
 PROBABLE = {1: 2e-3, 2: 1e-3}  # of the peak: below that draws are too few to tell a density
 DEEPEST = 300.0  # nats below the peak: what lies lower weighs nothing
 DIGITS = 5  # of a log density
 
-# Beside each panel: what to do, what is seen, what it means for distilling a language model, and a
-# question to guess at before looking, which the module answers.
-WORDS = {
-    "optima": {
-        "title": "Best Gaussians",
-        "text": "Each curve is the Gaussian that is best by its own measure, thin dots are its "
-        "other local optima, and as α goes from reverse to forward KL the best one may jump "
-        "rather than glide. A small model distilled by reverse KL answers like one of its "
-        "teacher's modes, by forward KL like a blend of all of them.",
-        "question": "Before you look: which best Gaussian is wider?",
-        "guesses": ["forward KL's", "reverse KL's"],
-    },
-    "move": {
-        "title": "Move q yourself",
-        "text": "Drag the middle of q to move μ, its sides to change σ, and the marks below the "
-        "axis to move the modes of p; forward KL pays where p > q, without limit where q is "
-        "nearly nothing, and reverse KL where q > p. For a language model the first punishes "
-        "what the student cannot say, the second what its teacher would not.",
-        "question": "Put q on one mode alone. Which of the two KLs is larger?",
-        "guesses": ["KL(p‖q)", "KL(q‖p)"],
-    },
-    "way": {
-        "title": "Ways down",
-        "text": "Gradient descent from your q on each KL, over its landscape of μ and log σ, "
-        "where q can be dragged too: forward KL has one valley, reverse KL one for every mode "
-        "that stands apart. Distillation on the teacher's text goes down the left map, on-policy "
-        "distillation down the right.",
-        "question": "How many valleys has reverse KL here?",
-        "guesses": ["one", "more"],
-    },
-    "plane": {
-        "title": "Two dimensions",
-        "text": "Drag the middle of the ellipse (2 sds), the ends of its axes, or the round "
-        "handle that turns it: reverse KL fits inside p, forward KL around it. So a student "
-        "trained on its own words keeps to what it does well, and one that imitates spreads over "
-        "what it cannot do.",
-        "question": "Before you press Play: whose way down ends in the larger ellipse?",
-        "guesses": ["forward KL's", "reverse KL's"],
-    },
+# Where the page begins, but for the density and the fits of a run.
+START = {
+    "target": "mixture",
+    "modes": 3,
+    "spread": 3,
+    "decay": 0.55,
+    "width": 0.5,
+    "means": [-3, 0, 3],
+    "mu": 0.8,
+    "sigma": 1.2,
+    "alpha": 0.3,
+    "shown": dict.fromkeys(("forward_kl", "reverse_kl"), True)
+    | dict.fromkeys(("jensen_shannon", "total_variation"), False),
+    "way": {"rate": 0.1, "draws": 0, "natural": True},
+    "plane": {"target": "bimodal", "m": [1.5, 0.5], "s": [1.6, 0.9], "angle": 0.5},
 }
 # What is copied as Python; names in angle brackets are filled in by the page.
-SCRIPTS = {
-    "whole": """import jax
+PRINTED = """import jax
 
 jax.config.update("jax_enable_x64", True)
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from vi_demo.divergences import exact, generators
 
-log_p = <log_p>
-q = <q>
+log_p = {log_p}
+q = {q}
 for name in ("forward_kl", "reverse_kl", "jensen_shannon", "total_variation"):
-    value = exact.quadrature(getattr(generators, name), log_p, q.log_prob, dim=<dim>).value
-    print(f"{name:<16} {value:.6g}")
-""",
-    "line": "dist.Normal(<mu>, <sigma>)",
-    "plane": "dist.MultivariateNormal(jnp.array(<mean>), jnp.array(<covariance>))",
-    "mixture": """dist.MixtureSameFamily(
-    dist.CategoricalProbs(jnp.array(<weights>)),
-    dist.Normal(jnp.array(<means>), <width>),
-).log_prob""",
+    value = exact.quadrature(getattr(generators, name), log_p, q.log_prob, dim={dim}).value
+    print(f"{{name:<16}} {{value:.6g}}")
+"""
+PLANE = {
     "bimodal": """lambda x: (
     jnp.logaddexp(-0.5 * (x[0] + 4) ** 2, -0.5 * (x[0] - 4) ** 2)
     - 0.5 * x[1] ** 2
@@ -97,7 +68,17 @@ for name in ("forward_kl", "reverse_kl", "jensen_shannon", "total_variation"):
     dist.Normal(0, 1.5).log_prob(x[1])
     + dist.Normal(0, jnp.exp(jnp.clip(x[1], -60, 60) / 2)).log_prob(x[0])
 )""",
-    "ring": "lambda x: -0.5 * ((jnp.sqrt(x @ x) - 3) / 0.6) ** 2 - <ring>",
+    # Less the logarithm of its mass.
+    "ring": "lambda x: -0.5 * ((jnp.sqrt(x @ x) - 3) / 0.6) ** 2 - 3.3446022752084676",
+}
+GAUSSIAN = "dist.MultivariateNormal(jnp.array(<mean>), jnp.array(<covariance>))"
+MIXTURE = """dist.MixtureSameFamily(
+    dist.CategoricalProbs(jnp.array(<weights>)),
+    dist.Normal(jnp.array(<means>), <width>),
+).log_prob"""
+SCRIPTS = {
+    "mixture": PRINTED.format(log_p=MIXTURE, q="dist.Normal(<mu>, <sigma>)", dim=1),
+    **{name: PRINTED.format(log_p=log_p, q=GAUSSIAN, dim=2) for name, log_p in PLANE.items()},
     "own": """import vi_demo
 from vi_demo.pictures import explorer
 
@@ -107,49 +88,69 @@ for name, value in explorer.readouts(data, <mean>, <covariance>).items():
     print(f"{name:<16} {value:.6g}")
 """,
 }
-TEXT = {"words": WORDS, "scripts": SCRIPTS}
 
 
 def page(run: xr.DataTree | None = None, sites: Sequence[str] = (), folder: str = "") -> str:
     """The explorer as one HTML page; of a run, with its density and both of its fits."""
     data = None if run is None else tabulated(run, sites, folder)
-    values = {"page": True, "data": data, "text": TEXT}
     title = TITLE if data is None else f"{data['name']}: t{TITLE[1:]}"
-    return filled(title, values)
+    return filled(title, {"page": True, "data": data, "text": text(data, page=True)})
 
 
 def filled(title: str, values: dict) -> str:
     """The page with its module, and what a widget's model would hold of it."""
     # Within a script only its own end tag could end it.
-    text = json.dumps(values, allow_nan=False).replace("<", "\\u003c")
-    parts = {
-        "title": html.escape(title),
-        "style": (HERE / "explorer.css").read_text(encoding="utf-8"),
-        "module": module(),
-        "values": text,
-    }
-    template = (HERE / "explorer.html").read_text(encoding="utf-8")
-    return re.sub(r"\{\{ (\w+) \}\}", lambda hole: parts[hole[1]], template)
+    held = json.dumps(values, allow_nan=False).replace("<", "\\u003c")
+    style = (HERE / "explorer.css").read_text(encoding="utf-8")
+    module = MODULE.read_text(encoding="utf-8")
+    return template("explorer.html").render(title=title, style=style, module=module, values=held)
 
 
-def module() -> str:
-    """The explorer as one module, which imports nothing: its mathematics, then its page."""
-    maths, page = (
-        (HERE / name).read_text(encoding="utf-8") for name in ("explorer_maths.js", "explorer.js")
+def text(data: dict | None, page: bool = False) -> dict:
+    """What the module shows, copies and begins at: panels as HTML, scripts with holes, a state."""
+    panels = template("explorer_panels.html").render(data=data or {}, page=page)
+    return {"panels": panels, "scripts": SCRIPTS, "state": begun(data)}
+
+
+def template(name: str) -> jinja2.Template:
+    """A file with its holes; what fills one is escaped unless it is called safe."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    return f"{maths}\n{re.sub(r'^import [^;]*;', '', page, count=1, flags=re.MULTILINE)}"
+    return environment.from_string((HERE / name).read_text(encoding="utf-8"))
 
 
-def start(data: dict | None) -> dict:
-    """Where q begins, as a widget holds it: at the reverse KL fit, or any other."""
-    begins = {"mu": 0.8, "sigma": 1.2, "mean": [0.0, 0.0], "covariance": [[1.0, 0.0], [0.0, 1.0]]}
+def begun(data: dict | None) -> dict:
+    """The state that the page begins at: of a run, at its reverse KL fit or any other."""
+    state = json.loads(json.dumps(START))
     fits = data["fits"] if data else {}
     fit = fits.get("reverse_kl") or next(iter(fits.values()), None)
-    if fit and len(fit["mean"]) == 2:
-        begins |= {"mean": fit["mean"], "covariance": fit["covariance"]}
-    elif fit:
-        begins |= {"mu": fit["mean"][0], "sigma": fit["covariance"][0][0] ** 0.5}
-    return begins
+    plane = state["plane"]
+    if data and "line" in data:
+        state["target"] = "own"
+        if fit:
+            state |= {"mu": fit["mean"][0], "sigma": fit["covariance"][0][0] ** 0.5}
+    elif data:
+        plane["target"] = "own"
+        if fit:
+            plane |= ellipse(**fit)
+    return state
+
+
+def ellipse(mean: list, covariance: list) -> dict:
+    """Half axes of one sd, longest first, and the angle of the first."""
+    (xx, xy), (_, yy) = covariance
+    sds = np.sqrt(np.linalg.eigvalsh(covariance)[::-1])
+    return {"m": mean, "s": sds.tolist(), "angle": float(np.arctan2(2 * xy, xx - yy) / 2)}
+
+
+def held(state: dict) -> dict:
+    """What a widget holds of q in such a state."""
+    plane = state["plane"]
+    c, s = np.cos(plane["angle"]), np.sin(plane["angle"])
+    axes = np.array([[c, -s], [s, c]]) * plane["s"]
+    covariance = (axes @ axes.T).tolist()
+    return {k: state[k] for k in ("mu", "sigma")} | {"mean": plane["m"], "covariance": covariance}
 
 
 # The density of a run.
@@ -272,7 +273,16 @@ def on_grid(names: list[str], axes: list[np.ndarray], log_p: np.ndarray) -> dict
     (x,), (sd,) = axes, sds
     step = float(x[1] - x[0])
     tails = [tail(log_p[::-1], step, sd), tail(log_p, step, sd)]
-    return {"line": {"start": float(x[0]), "step": step, "logp": log_p.tolist(), "tails": tails}}
+    table = {"start": float(x[0]), "step": step, "logp": log_p.tolist(), "tails": tails}
+    return {"line": table | {"starts": peaks(x, log_p)}}
+
+
+def peaks(x: np.ndarray, log_p: np.ndarray) -> list:
+    """Places and sds of Gaussians with the curvature that a log density has at its peaks."""
+    at = 1 + np.flatnonzero((log_p[:-2] < log_p[1:-1]) & (log_p[1:-1] >= log_p[2:]))
+    at = at[np.argsort(-log_p[at])][:8]
+    curvature = (2 * log_p[at] - log_p[at - 1] - log_p[at + 1]) / (x[1] - x[0]) ** 2
+    return np.stack([x[at], curvature**-0.5], axis=1).tolist()
 
 
 def spread(x: np.ndarray, mass: np.ndarray) -> float:
