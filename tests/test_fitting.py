@@ -220,6 +220,29 @@ def test_forward_kl_takes_as_many_draws_as_the_wanted_error_needs(correlated):
     assert coarse.evaluations["log_density"] < 0.5 * fine.evaluations["log_density"]
 
 
+def test_forward_kl_holds_no_more_draws_than_memory_takes(correlated, monkeypatch):
+    drawn = []
+
+    def spy(key, number, dim, whiten):
+        drawn.append(number)
+        return objectives.normal_noise(key, number, dim, whiten=whiten)
+
+    monkeypatch.setattr(moment_matching, "normal_noise", spy)
+    monkeypatch.setattr(moment_matching, "HELD", 2 * 5000)
+    family = guides.family("full_rank")
+    fit = moment_matching.fit(correlated, family, KEY, tolerance=0.001)
+    assert drawn and max(drawn) == 4096
+    p = dist.MultivariateNormal(jnp.array([3.0, -2.0]), CORRELATED)
+    assert dist.kl_divergence(p, fit.guide) < 0.005
+
+
+def test_noise_of_more_dimensions_than_sobol_sequences_have():
+    noise = objectives.normal_noise(KEY, 64, 21_300)
+    np.testing.assert_allclose(noise.mean(0), 0, atol=0.1)
+    np.testing.assert_allclose(noise.std(0), 1, atol=0.15)
+    assert abs(np.corrcoef(noise[:, :50].T) - np.eye(50)).max() < 0.6
+
+
 def test_forward_kl_on_draws_is_maximum_likelihood():
     draws = np.random.default_rng(0).normal(size=(500, 2)) * [1.0, 3.0] + 1
     target = Target.from_draws(draws)

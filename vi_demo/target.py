@@ -42,7 +42,7 @@ NEAR = 0.2  # how far they are from 0
 GRADIENT = 3  # densities that a gradient costs, about
 AT_ONCE_TIMED = 2**20  # rows of data times these points, at most
 LEAST = 256  # points, however long they take
-AT_ONCE = 2**23  # rows of data times points evaluated at once, at most
+AT_ONCE = 2**23  # rows of data, or coordinates, times points evaluated at once, at most
 
 
 class Start(NamedTuple):
@@ -120,8 +120,8 @@ class Target:
 
     @property
     def batch(self) -> int:
-        """How many points are evaluated at once: fewer where each looks at many rows of data."""
-        return int(np.clip(AT_ONCE // self.rows, 1, BATCH))
+        """How many points are evaluated at once: fewer where each is long or meets many rows."""
+        return int(np.clip(AT_ONCE // max(self.rows, self.dim), 1, BATCH))
 
     @cached_property
     def seconds_each(self) -> float:

@@ -37,6 +37,7 @@ from vi_demo.weights import pareto_smoothed
 
 RUNS = 4
 DRAWS = 16_384, 262_144  # of the guide in a round, at least and at most
+HELD = 2**28  # coordinates of them in memory, whatever is wanted
 MAX_ROUNDS = 12
 PATIENCE = 4  # rounds without weights to be believed, where there is nothing but weights
 TOLERANCE = 0.01  # nats
@@ -208,7 +209,7 @@ def fitter(
     def number_of_draws(state):
         missing = max(1 / mean_error**2, parameters(state) / (2 * tolerance)) - state.ess
         missing = missing / state.yield_
-        least, most = (target.affordable(n, WEIGHING / 2) for n in DRAWS)
+        least, most = (target.affordable(min(n, HELD // target.dim), WEIGHING / 2) for n in DRAWS)
         # A power of two, as Sobol sequences have it.
         return 2 ** int(np.log2(np.clip(2 ** np.ceil(np.log2(max(missing, 1))), least, most)))
 

@@ -324,7 +324,7 @@ def skipped(target: Target, every: State, steps: int, drawn: Array) -> tuple[str
     )
 
 
-def supply(sequence: qmc.Sobol, batches: int, size: int) -> np.ndarray:
+def supply(sequence: qmc.QMCEngine, batches: int, size: int) -> np.ndarray:
     """Standard normal noise (batches, size, d), each batch antithetic and its covariance I.
 
     Quasi-random, so that many handfuls show more together than each by itself.

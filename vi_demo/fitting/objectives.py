@@ -105,14 +105,16 @@ def normal_noise(key: Array, number: int, dim: int, whiten: bool = True) -> Arra
     return jnp.asarray(noise)
 
 
-def sobol(key: Array, dim: int, drawn: int = 0) -> qmc.Sobol:
+def sobol(key: Array, dim: int, drawn: int = 0) -> qmc.QMCEngine:
     """A scrambled Sobol sequence, the same for the same key of JAX's, after so many points."""
     seed = np.asarray(jax.random.key_data(key)).ravel()
-    sequence = qmc.Sobol(dim, rng=np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    # No Sobol sequence is known of more dimensions than that; each coordinate is still even.
+    sequence = (qmc.Sobol if dim <= qmc.Sobol.MAXDIM else qmc.LatinHypercube)(dim, rng=rng)
     return sequence.fast_forward(drawn) if drawn else sequence
 
 
-def normal_of(sequence: qmc.Sobol, number: int) -> np.ndarray:
+def normal_of(sequence: qmc.QMCEngine, number: int) -> np.ndarray:
     """The next (number, d) of a sequence as standard normal noise."""
     return ndtri(np.clip(sequence.random(number), 1e-16, 1 - 1e-16))
 

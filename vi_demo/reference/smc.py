@@ -36,6 +36,7 @@ MAX_LEAPFROGS = 16
 TRAJECTORY = 1.6  # in posterior sds, a quarter turn: as many leapfrog steps as that takes
 ACCEPTANCE = 0.8
 MAX_TEMPERATURES = 500
+MOST_DENSE = 1_000  # dimensions: beyond, so few particles tell scales and no correlations
 OUTLYING = 1e3  # times the usual length of a gradient
 SINGULAR = 1e-12  # eigenvalues below, as a share, are rounding
 LEAST_LOOKS = 200  # at the density, by each particle, where all goes well
@@ -275,22 +276,29 @@ def move(
 
 
 def local_covariance(points: Array, gradients: Array) -> Array:
-    """The particles' covariance (d, d) as an HMC move feels it, from points and gradients (n, d).
+    """The particles' covariance as an HMC move feels it, from points and gradients (n, d).
 
     The geometric mean of cov(z) and E[∇∇ᵀ]⁻¹: both are Σ for a Gaussian, but between far modes
     the first sees the distance and the second the width of each. Seyboldt et al. (2024), nutpie.
+    A matrix (d, d), or beyond `MOST_DENSE` dimensions its diagonal (d,) alone.
     """
-    n = len(points)
+    n, dim = points.shape
     finite = jnp.isfinite(gradients).all(-1, keepdims=True)
     gradients = jnp.where(finite, gradients, 0.0)
-    covariance = shrunk(jnp.atleast_2d(jnp.cov(points, rowvar=False)), n)
-    # In units of the particles' sds, lest rounding swamp sites of a small scale.
-    sd = jnp.sqrt(jnp.diagonal(covariance))
+    if dim > MOST_DENSE:
+        sd = jnp.sqrt(raised(points.var(0, ddof=1)))
+    else:
+        covariance = shrunk(jnp.atleast_2d(jnp.cov(points, rowvar=False)), n)
+        sd = jnp.sqrt(jnp.diagonal(covariance))
     # Nor may one particle at the end of a tail, where a density overflows, speak for the rest.
     length = jnp.linalg.norm(gradients * sd, axis=1)
     usual = jnp.median(length)
     far = (usual > 0) & (length > OUTLYING * usual)
     gradients *= jnp.where(far, OUTLYING * usual / length, 1.0)[:, None]
+    if dim > MOST_DENSE:
+        values = sd**2 * (gradients**2).mean(0)
+        return sd**2 / jnp.sqrt(jnp.maximum(values, SINGULAR * values.max()))
+    # In units of the particles' sds, lest rounding swamp sites of a small scale.
     fisher = shrunk(gradients.T @ gradients / n, n)
     values, vectors = jnp.linalg.eigh(covariance / sd / sd[:, None])
     root = vectors @ (jnp.sqrt(jnp.maximum(values, SINGULAR))[:, None] * vectors.T)
@@ -303,8 +311,12 @@ def shrunk(matrix: Array, n: int) -> Array:
     """A covariance (d, d) estimated from n points, its correlations shrunk where n is small."""
     kept = n / (n + 2 * len(matrix))
     diagonal = jnp.diagonal(matrix)
-    floor = 1e-10 * diagonal + jnp.finfo(matrix.dtype).tiny ** 0.5
-    return kept * matrix + jnp.diag((1 - kept) * diagonal + floor)
+    return kept * matrix + jnp.diag(raised(diagonal) - kept * diagonal)
+
+
+def raised(variances: Array) -> Array:
+    """Variances that are above zero, by next to nothing."""
+    return variances + 1e-10 * variances + jnp.finfo(variances.dtype).tiny ** 0.5
 
 
 def pooled(tempered: Tempered) -> Draws:
