@@ -313,9 +313,26 @@ def test_a_link_restores_everything(browser, written, opened):
     until(page, "location.hash.length > 100")
 
 
-@pytest.mark.parametrize(
-    "fragment", ["#nonsense", "#%7B%22sigma%22%3A-1%7D", "#%7B%22target%22%3A%22own%22%7D", "#%"]
+def linked(state):
+    """The end of a link that holds a state, or a part of one."""
+    return "#" + urllib.parse.quote(json.dumps(state))
+
+
+BAD_STATES = (
+    *({"sigma": -1}, {"alpha": -0.5}, {"target": "own"}, {"modes": 1e9}),
+    *({"means": [0]}, {"plane": {"target": "toString"}}, {"plane": {"s": [1, 0]}}),
 )
+
+
+def test_a_link_may_hold_a_part(browser, written):
+    watched = Watched(browser, written, linked({"modes": 5, "spread": 2, "mu": 2, "means": None}))
+    places = [watched.number(f"mode {k}").input_value() for k in range(1, 6)]
+    assert places == ["-4", "-2", "0", "2", "4"] and watched.number("μ").input_value() == "2"
+    assert watched.said == []
+    watched.context.close()
+
+
+@pytest.mark.parametrize("fragment", ["#nonsense", "#%", *map(linked, BAD_STATES)])
 def test_a_bad_link_is_the_beginning(browser, written, fragment):
     watched = Watched(browser, written, fragment)
     assert watched.reads()["forward_kl"] == "2.525" and watched.said == []
@@ -600,6 +617,7 @@ window.stop = render({ model, el: document.body });
 def test_a_widget_follows_and_leads(browser, which, request, tmp_path):
     run = None if which == "none" else vi_demo.load(request.getfixturevalue(which))
     widget = vi_demo.explore(run)
+    widget.mu, widget.mean = 0.4, [0.6, 0.7]  # before it is shown
     names = ("data", "text", "mu", "sigma", "mean", "covariance")
     values = {name: getattr(widget, name) for name in names}
     style = f"<style>{widget._css}</style>"
@@ -611,11 +629,13 @@ def test_a_widget_follows_and_leads(browser, which, request, tmp_path):
     watched = Watched(browser, path)
     page = watched.page
     if run is None:
+        assert watched.number("μ").input_value() == "0.4"
         page.evaluate("model.tell('mu', 0.25)")
         assert watched.number("μ").input_value() == "0.25"
         watched.number("σ").fill("0.7")
         until(page, "saved.at(-1)?.sigma === 0.7 && saved.at(-1).mu === 0.25")
     else:
+        assert watched.number("mean x", "plane").input_value() == "0.6"
         page.evaluate("model.set('covariance', [[4, 0], [0, 1]]); model.tell('mean', [1, 2])")
         assert watched.number("mean x", "plane").input_value() == "1"
         assert watched.number("first sd", "plane").input_value() == "2"
@@ -627,6 +647,17 @@ def test_a_widget_follows_and_leads(browser, which, request, tmp_path):
     page.evaluate("stop()")
     assert watched.said == []
     watched.context.close()
+
+
+def test_fits_on_a_line_in_the_plane_have_a_width():
+    found = np.random.default_rng(0).beta(2, 3, 400)
+    covariance = np.cov(np.stack([found, 1 - found])).tolist()
+    ellipse = explorer.ellipse([0.4, 0.6], covariance)
+    assert ellipse["s"][0] > ellipse["s"][1] > 0
+    held = explorer.held({"mu": 0, "sigma": 1, "plane": ellipse})
+    widget = vi_demo.explore()
+    widget.covariance = held["covariance"]  # which refuses what is not positive definite
+    np.testing.assert_allclose(widget.covariance, covariance, atol=1e-9)
 
 
 def test_q_of_a_widget_is_checked(plane_run):

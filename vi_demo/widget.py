@@ -65,11 +65,9 @@ def explore(run: xr.DataTree | None = None, sites: Sequence[str] = ()):
             return [[float(xx), float(xy)], [float(yx), float(yy)]]
 
         def _repr_html_(self):
-            return frame(
-                explorer.filled(
-                    explorer.TITLE, {"page": False, "data": self.data, "text": self.text}
-                )
-            )
+            kept = ("data", "text", "mu", "sigma", "mean", "covariance")
+            values = {name: getattr(self, name) for name in kept}
+            return frame(explorer.filled(explorer.TITLE, {"page": False, **values}))
 
         def _repr_mimebundle_(self, **options):
             """The widget's own view, and the frame for readers without a kernel."""

@@ -37,7 +37,8 @@ NOISE = 128  # draws of the guide, at least
 TARGET_DRAWS = 2048
 KEPT = 24  # coordinates that are recorded
 MOST_NUMBERS = 30_000_000  # of all parameters of a way
-MOST_SECONDS = 10.0, 60.0  # for the target's density, in all of a way, and in one start's
+SECONDS = 10.0  # for the target's density, on the ways of all starts
+MOST_SECONDS = 60.0  # on that of one, if no more is to be had
 MOST_PRODUCTS = 2e11  # of parameters and draws of the guide, in all of a way
 
 
@@ -143,7 +144,7 @@ def affordable(target: Target, family: Family) -> int:
     most = most_starts(target, family)
     if target.log_density is not None:
         one = target.seconds(GRADIENT * FRAMES * STEPS * number_of_noise(target))
-        in_time = int(MOST_SECONDS[0] / max(one, 1e-9)) or one < MOST_SECONDS[1]
+        in_time = int(SECONDS / max(one, 1e-9)) or one < MOST_SECONDS
         most = min(most, in_time)
     return most
 

@@ -1,7 +1,6 @@
 // The explorer: move a Gaussian q over a target p and watch what both directions of KL say.
 //
-// First the mathematics, then the page. A widget mounts it through `render`, and `explorer.py`
-// inlines it in a page of its own. It depends on nothing.
+// First the mathematics, then the page, which `render` mounts. It depends on nothing.
 //
 // p is always the target and q the guide; r = log p − log q. Every number comes from quadrature in
 // log space, so nothing is lost where a density is tiny.
@@ -538,7 +537,7 @@ const PLANE = {
   funnel: conditional({
     box: [-6, 6, -5, 5], along: 0.4, axis: 1, cells: evenly([0], 1.5),
     outer: (y) => -0.5 * square(y / 1.5),
-    inner: (y) => [0, exp(y / 2)],
+    inner: (y) => [0, exp(bounded(y, -600, 600) / 2)], // which no rounding ends
   }),
   ring: {
     box: [-5.5, 5.5, -5, 5], along: 0.3, axis: 0, across: () => 0.4,
@@ -872,9 +871,9 @@ function furnish(app) {
 }
 
 /** Put q somewhere: μ and σ on the line, or an ellipse in the plane. */
-function setQ(app, q, dim = "line") {
-  Object.assign(dim === "plane" ? app.state.plane : app.state, q);
-  app.changed(dim === "plane" ? "plane" : "q");
+function setQ(app, q, kind = "q") {
+  Object.assign(kind === "q" ? app.state : app.state.plane, q);
+  app.changed(kind);
 }
 
 // Boards.
@@ -914,7 +913,7 @@ function board(app, name, { view, draw, follow, grab, key }) {
   app.boards.push(b);
 }
 
-/** What a pointer does to a board: it takes hold, moves, and lets go. */
+/** A pointer takes hold, moves, and lets go. */
 function holding(app, b, grab) {
   const { canvas } = b;
   let move = null;
@@ -993,7 +992,7 @@ function axis(b, title) {
   words(b, title, b.width - 4, b.height - 4, "right");
 }
 
-/** A picture of shades of a colour, kept until what it shows changes. */
+/** Shades of a colour, kept until what they show changes. */
 function backdrop(b, app, version, colour, shading) {
   const now = [version, b.width, b.view, app.dark].join();
   if (b.known !== now) {
@@ -1010,7 +1009,7 @@ function backdrop(b, app, version, colour, shading) {
   b.c.drawImage(b.sheet, 0, 0, b.width, b.height);
 }
 
-/** Two ways down from one q, a step at a time; `kind` is that of changes to this q. */
+/** Two ways down from one q; `kind` is that of changes to it. */
 function walker(app, kind, start, target) {
   const w = { timer: 0 }, changed = () => app.changed(`way-${kind}`);
   const play = app.root.querySelector(`[data-do=play][data-kind=${kind}]`);
@@ -1141,7 +1140,7 @@ const nudge = (app) => ({ dx, dy, grow }) => {
   setQ(app, { mu: mu + (dx * (hi - lo)) / 200, sigma: sigma * 1.02 ** (dy + grow) });
 };
 
-/** What a drag at a place of the line does: a mode, a side of q, or all of it. */
+/** What a drag does there: to a mode, a side of q, or all of it. */
 function grabLine(app, x, y, b, at) {
   const { mu, sigma, means, target } = app.state, v = b.Y(y);
   const k = target === "mixture" && v > b.Y(0) - 4 ? means.findIndex((m) => at(b.X(m), v)) : -1;
@@ -1327,52 +1326,60 @@ function sheetOf(app) {
 /** The state as text that JSON reads back to the last digit. */
 const encoded = (state) => encodeURIComponent(JSON.stringify(state));
 
-/** The state that a link holds; `start` where it is not a link of this page. */
+/** The state that a link holds, or else `start`. */
 function decoded(hash, start, data) {
   try {
     const given = JSON.parse(decodeURIComponent(hash.slice(1))), state = { ...start, ...given };
     for (const key of ["shown", "way", "plane"]) state[key] = { ...start[key], ...given[key] };
     if (sound(state, data)) return state;
-  } catch {
-    // told by where it begins
-  }
+  } catch {} // what it is not is told by where it begins
   return start;
 }
 
 function sound({ plane: q, way, means, target, modes, alpha, ...state }, data) {
   const { mu, sigma, spread, decay, width } = state;
-  return [mu, spread, q.angle, ...q.m, ...means].every(Number.isFinite) &&
-    [sigma, decay, width, way.rate, ...q.s, alpha + 1].every((x) => x > 0 && x < Infinity) &&
-    [2, 3, 4, 5].includes(modes) && means.length === modes && alpha <= 1 &&
+  return [mu, spread, q.angle, ...q.m, ...(means ?? [])].every(Number.isFinite) &&
+    [sigma, decay, width, way.rate, ...q.s].every((x) => x > 0 && x < Infinity) &&
+    [2, 3, 4, 5].includes(modes) && (!means || means.length === modes) &&
+    alpha >= 0 && alpha <= 1 &&
     [0, 1, 10, 100].includes(way.draws) && q.m.length === 2 && q.s.length === 2 &&
     (target === "mixture" || (target === "own" && data?.line)) &&
-    (q.target in PLANE || (q.target === "own" && data?.plane));
+    (Object.hasOwn(PLANE, q.target) || (q.target === "own" && data?.plane));
 }
 
 function begin(model) {
   const data = model.get("data") ?? null, page = Boolean(model.get("page"));
   const { panels, scripts, state } = model.get("text"), start = structuredClone(state);
   const root = h("form", { className: "vi-explorer", innerHTML: panels }); // which keeps its guesses
-  return { data, page, root, scripts, state: page ? decoded(location.hash, start, data) : start };
+  const app = { data, page, root, scripts, state: start };
+  if (page) app.state = decoded(location.hash, start, data);
+  else receive(app, model);
+  app.state.means ??= evenMeans(app.state);
+  return app;
+}
+
+/** Put q where Python holds it. */
+function receive({ data, state }, model) {
+  const [mu, sigma, mean, covariance] = KEPT.map((key) => model.get(key));
+  if (data?.plane) Object.assign(state.plane, planeOf({ mean, covariance }));
+  else Object.assign(state, { mu, sigma });
 }
 
 /** Keep what Python holds of q and what is drawn the same, whoever moves it. */
 function bridge(app, model) {
-  const { state } = app, dim = app.data?.plane ? "plane" : "line";
+  const { state } = app, plane = Boolean(app.data?.plane);
   let sending = false;
   const take = () => {
     if (sending) return;
-    const [mu, sigma, mean, covariance] = KEPT.map((key) => model.get(key));
-    setQ(app, dim === "plane" ? planeOf({ mean, covariance }) : { mu, sigma }, dim);
+    receive(app, model);
+    app.changed(plane ? "plane" : "q");
   };
   for (const key of KEPT) model.on(`change:${key}`, take);
   return () => {
     const { mu, sigma } = state, { m, l } = factored(state.plane), [xx, xy, yy] = squared(l);
-    const plane = { mean: m, covariance: [[xx, xy], [xy, yy]] };
+    const now = plane ? { mean: m, covariance: [[xx, xy], [xy, yy]] } : { mu, sigma };
     sending = true;
-    for (const [key, value] of Object.entries(dim === "plane" ? plane : { mu, sigma })) {
-      model.set(key, value);
-    }
+    for (const [key, value] of Object.entries(now)) model.set(key, value);
     model.save_changes();
     sending = false;
   };

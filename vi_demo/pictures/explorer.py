@@ -24,6 +24,7 @@ BINS = 400  # of draws on a line
 PROBABLE = {1: 2e-3, 2: 1e-3}  # of the peak: below that draws are too few to tell a density
 DEEPEST = 300.0  # nats below the peak: what lies lower weighs nothing
 DIGITS = 5  # of a log density
+FLATTEST = 1e-12  # share of the larger variance of an ellipse
 
 # Where the page begins, but for the density and the fits of a run.
 START = {
@@ -32,7 +33,6 @@ START = {
     "spread": 3,
     "decay": 0.55,
     "width": 0.5,
-    "means": [-3, 0, 3],
     "mu": 0.8,
     "sigma": 1.2,
     "alpha": 0.3,
@@ -138,9 +138,10 @@ def begun(data: dict | None) -> dict:
 
 
 def ellipse(mean: list, covariance: list) -> dict:
-    """Half axes of one sd, longest first, and the angle of the first."""
+    """Half axes of one sd, longest first, and the angle of the first; of a line it has a width."""
     (xx, xy), (_, yy) = covariance
-    sds = np.sqrt(np.linalg.eigvalsh(covariance)[::-1])
+    variances = np.linalg.eigvalsh(covariance)[::-1]
+    sds = np.sqrt(np.maximum(variances, FLATTEST * variances[0]))
     return {"m": mean, "s": sds.tolist(), "angle": float(np.arctan2(2 * xy, xx - yy) / 2)}
 
 
