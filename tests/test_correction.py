@@ -11,7 +11,7 @@ import pytest
 from scipy.special import gamma
 
 import vi_demo
-from vi_demo import Target, correction
+from vi_demo import Target, correction, restarts
 from vi_demo.errors import InputError
 from vi_demo.quantities import Weighted
 
@@ -74,6 +74,35 @@ def test_starts_are_chains_and_their_stack_has_the_evidence(bundled_run):
     assert starts["elbos"] == sorted(starts["elbos"], reverse=True)
     assert starts["elbos"][0] == pytest.approx(-0.693053, abs=0.003)
     assert starts["stacked_elbo"]["value"] == pytest.approx(0.0, abs=0.003)
+
+
+def test_gaussians_without_correlations_are_sds_alone():
+    rng = np.random.default_rng(0)
+    one = restarts.Gaussians(rng.normal(size=(2, 3)), rng.uniform(1, 2, (2, 3)), np.zeros(2))
+    all_of_it, points = one.whole(), rng.normal(size=(5, 3))
+    assert all_of_it.factors.shape == (2, 3, 3)
+    np.testing.assert_allclose(one.log_prob(points), all_of_it.log_prob(points))
+    np.testing.assert_allclose(one.sds, all_of_it.sds)
+    for of in (slice(None), np.array([0, 2])):
+        drawn = (g.draws(7, np.random.default_rng(1), of) for g in (one, all_of_it))
+        np.testing.assert_allclose(*drawn)
+
+
+def test_starts_are_compared_where_they_part_most(monkeypatch):
+    monkeypatch.setattr(restarts, "COMPARED", 2)
+    means, sds = np.zeros((2, 4)), np.ones((2, 4))
+    means[1, 3], sds[1, 1] = 5.0, 3.0
+    found = restarts.Gaussians(means, sds, np.zeros(2))
+    assert restarts.parting(found).tolist() == [1, 3]
+    assert restarts.parting(found.whole()).tolist() == [1, 3]
+
+
+def test_no_whole_covariance_is_held_of_very_many_dimensions(monkeypatch):
+    monkeypatch.setattr(correction, "MOST_WHOLE", 1)
+    target = Target.from_log_density(two_modes, 2, "two modes")
+    run = vi_demo.run(target, fits="reverse_kl", correct=True)
+    rungs = [rung["name"] for rung in vi_demo.summary(run)["correction"]["rungs"]]
+    assert rungs == ["reverse_kl as it is", "reverse_kl, weighted", "the reference, quadrature"]
 
 
 def test_the_ladder_ends_at_once_where_the_fit_is_right():

@@ -79,6 +79,17 @@ def test_it_is_at_least_as_near_as_adam_where_scales_and_means_depend():
     assert elbo(target, FULL, fit) > elbo(target, FULL, by_adam) - 0.02
 
 
+def test_independent_coordinates_need_few_draws():
+    """In ten times more dimensions than a batch has draws: exact, and at once."""
+    scales = jnp.geomspace(0.1, 10, 640)
+    p = dist.Normal(jnp.ones(640), scales).to_event(1)
+    target = Target.from_log_density(p.log_prob, 640)
+    fit = fitting.fit("reverse_kl", target, guides.family("diagonal"), KEY)
+    assert fit.status == "converged" and fit.steps <= 6
+    np.testing.assert_allclose((fit.params["loc"] - 1.0) / scales, 0.0, atol=1e-6)
+    np.testing.assert_allclose(jnp.exp(fit.params["log_scale"]), scales, rtol=1e-6)
+
+
 def test_more_dimensions_than_draws():
     """A diagonal in d = 300 by 64 draws at a time."""
     lag = np.abs(np.subtract.outer(np.arange(300), np.arange(300)))

@@ -45,6 +45,7 @@ from vi_demo.verdict import (
 ADAPTIVE = 4  # components of the proposal that adapts
 INFLATED = 2.0  # times as wide as the fit, of all but its first
 MOST_COMPONENTS = 16
+MOST_WHOLE = 2_000  # dimensions of covariances that are held whole
 CLOSE = 0.003  # nats of KL(q‖p) from which more components are not tried
 WORTH = 0.002  # nats of the ELBO that they must bring
 LEAST_IN_A_BASIN = 10  # draws a dimension, for a mode's covariance
@@ -132,6 +133,14 @@ def ladder(attempt: Attempt) -> Iterator[list[Rung]]:
     """The stages, each made when it is asked for; the last of one is the best of it."""
     yield sorted(as_they_are(attempt), key=lambda rung: rung.passes is True)
     yield [weighted := by_weights(attempt)]
+    if attempt.target.dim <= MOST_WHOLE:
+        yield from from_the_best(attempt, weighted)
+    if not attempt.blind:
+        yield [by_reference(attempt)]
+
+
+def from_the_best(attempt: Attempt, weighted: Rung) -> Iterator[list[Rung]]:
+    """The stages that begin at the best guide so far, and know its covariance."""
     guide = attempt.best
     if not weighted.passes and not attempt.several:
         yield [rung := adaptive(attempt)]
@@ -140,8 +149,6 @@ def ladder(attempt: Attempt) -> Iterator[list[Rung]]:
     guide = better(guide, grown[-1])
     yield [by_smc(attempt, guide)]
     yield [by_nuts(attempt, guide)]
-    if not attempt.blind:
-        yield [by_reference(attempt)]
 
 
 def better(guide: Judged, rung: Rung) -> Judged:
@@ -310,7 +317,8 @@ def stacked(attempt: Attempt) -> Gaussians:
         q = attempt.best.fit.guide
         one = np.asarray(q.mean)[None], np.linalg.cholesky(guides.covariance_of(q))[None]
         return Gaussians(*one, np.zeros(1))
-    every = Gaussians(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+    each = [g.whole() for g in found]
+    every = Gaussians(*(np.concatenate(parts) for parts in zip(*each, strict=True)))
     every = every.take(np.argsort(-every.log_evidence))
     known = attempt.truth.modes
     if known is None or attempt.blind:

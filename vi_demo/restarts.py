@@ -20,11 +20,16 @@ from vi_demo.target import Target
 DRAWS = 1_000  # of each restart, as of a chain
 APART = 1.0  # nats of KL, either way, from which two restarts are two places
 TIED = 6  # digits after the point of an ELBO, or of draws in sds, that tell starts apart
-STACKED = 4_096  # draws of the stacked guide, for its ELBO
+STACKED = 4_096, 256  # draws of each place in the stacked guide, for its ELBO, at most and least
+HELD = 2**27  # coordinates of them all, unless the least are more
+COMPARED = 1_000  # coordinates whose R-hat is taken: those in which starts part most
 
 
 class Gaussians(NamedTuple):
-    """Gaussians on R^d: means (k, d), Cholesky factors (k, d, d), and log evidences (k,)."""
+    """Gaussians on R^d: means (k, d), Cholesky factors (k, d, d), and log evidences (k,).
+
+    The factors of those without correlations may be their sds alone, (k, d).
+    """
 
     means: np.ndarray
     factors: np.ndarray
@@ -34,24 +39,42 @@ class Gaussians(NamedTuple):
         """Some of them."""
         return Gaussians(*(part[index] for part in self))
 
+    def whole(self) -> Gaussians:
+        """The same with factors (k, d, d)."""
+        if self.factors.ndim == 3:
+            return self
+        return self._replace(factors=self.factors[:, :, None] * np.eye(self.factors.shape[1]))
+
     def log_prob(self, points: np.ndarray) -> np.ndarray:
         """Log densities (k, n) at points (n, d)."""
         constant = 0.5 * points.shape[1] * np.log(2 * np.pi)
         rows = []
         for mean, factor in zip(self.means, self.factors, strict=True):
-            u = np.linalg.solve(factor, (points - mean).T)
-            rows.append(-0.5 * (u**2).sum(0) - np.log(np.diag(factor)).sum() - constant)
+            away, whole = (points - mean).T, factor.ndim == 2
+            u = np.linalg.solve(factor, away) if whole else away / factor[:, None]
+            scales = np.diag(factor) if whole else factor
+            rows.append(-0.5 * (u**2).sum(0) - np.log(scales).sum() - constant)
         return np.array(rows)
 
-    def draws(self, number: int, rng: np.random.Generator) -> np.ndarray:
-        """Draws (k, number, d), from the same noise for each."""
+    def draws(self, number: int, rng: np.random.Generator, of=slice(None)) -> np.ndarray:
+        """Draws (k, number, d), from the same noise for each; `of` some coordinates."""
         noise = rng.normal(size=(number, self.means.shape[1]))
-        return self.means[:, None] + np.einsum("kij,nj->kni", self.factors, noise)
+        if self.factors.ndim == 2:
+            off = self.factors[:, None, of] * noise[:, of]
+        else:
+            off = np.einsum("kij,nj->kni", self.factors[:, of], noise)
+        return self.means[:, None, of] + off
+
+    @property
+    def sds(self) -> np.ndarray:
+        """The sds (k, d)."""
+        return self.factors if self.factors.ndim == 2 else np.linalg.norm(self.factors, axis=2)
 
     @property
     def params(self) -> dict:
         """Those of `mixture:k` that has one component each, stacked by their evidence."""
-        each = jax.vmap(guides.from_factor)(jnp.asarray(self.means), jnp.asarray(self.factors))
+        factors = self.whole().factors
+        each = jax.vmap(guides.from_factor)(jnp.asarray(self.means), jnp.asarray(factors))
         weights = jnp.asarray(self.log_evidence - logsumexp(self.log_evidence))
         return {"logits": weights, **each}
 
@@ -73,7 +96,7 @@ def gaussians(fit: Fit) -> Gaussians | None:
     params = {k: np.asarray(fit.restarts[k])[kept] for k in names}
     means = params["loc"]
     if fit.family.name == "diagonal":
-        factors = np.apply_along_axis(np.diag, 1, np.exp(params["log_scale"]))
+        factors = np.exp(params["log_scale"])
     else:
         factors = np.asarray(jax.vmap(guides.scale_tril)(params))
     return Gaussians(means, factors, elbos[kept])
@@ -103,7 +126,8 @@ def compared(target: Target, fit: Fit) -> dict:
     found = gaussians(fit)
     if found is None or len(ranked) < 2:
         return {}
-    chains = found.draws(DRAWS, np.random.default_rng(1))
+    of = parting(found)
+    chains = found.draws(DRAWS, np.random.default_rng(1), of)
     # R-hat is of ranks: starts that met are tied, whatever their last digits are.
     chains = np.round(chains / chains.std((0, 1)), TIED)
     rhat = np.atleast_1d(array_stats.rhat(chains, chain_axis=0, draw_axis=1))
@@ -113,7 +137,7 @@ def compared(target: Target, fit: Fit) -> dict:
         "elbos": ranked,
         "near_the_best": len(found.means),
         "rhat": rhat[worst] if len(chains) > 1 else None,
-        "rhat_at": target.coordinates[worst],
+        "rhat_at": target.coordinates[of[worst]],
         "places": len(apart.means),
     }
     if len(apart.means) > 1:
@@ -121,10 +145,20 @@ def compared(target: Target, fit: Fit) -> dict:
     return entry
 
 
+def parting(found: Gaussians) -> np.ndarray:
+    """The coordinates in which means or sds differ most, in their order; all of a few."""
+    sds = found.sds.mean(0)
+    off = np.abs(found.means - found.means.mean(0)).max(0) / sds
+    off += np.abs(np.log(found.sds / sds)).max(0)
+    return np.sort(np.argsort(-off, kind="stable")[:COMPARED])
+
+
 def stacked_elbo(target: Target, apart: Gaussians) -> Estimate:
     """E_q[log p − log q] of the stacked guide, from draws stratified over its components."""
     weights = softmax(apart.log_evidence)
-    points = apart.draws(STACKED, np.random.default_rng(2))
+    most, least = STACKED
+    number = int(np.clip(HELD // apart.means.size, least, most))
+    points = apart.draws(number, np.random.default_rng(2))
     flat = points.reshape(-1, points.shape[-1])
     log_q = logsumexp(apart.log_prob(flat), axis=0, b=weights[:, None])
     values = (target.log_densities(flat) - log_q).reshape(points.shape[:2])

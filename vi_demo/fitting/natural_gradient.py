@@ -327,7 +327,9 @@ def skipped(target: Target, every: State, steps: int, drawn: Array) -> tuple[str
 def supply(sequence: qmc.QMCEngine, batches: int, size: int) -> np.ndarray:
     """Standard normal noise (batches, size, d), each batch antithetic and its covariance I.
 
-    Quasi-random, so that many handfuls show more together than each by itself.
+    Where draws are too few for that, each coordinate's variance is 1: it is all that sds depend
+    on where p's coordinates are independent. Quasi-random, so that many handfuls show more
+    together than each by itself.
     """
     dim = sequence.d
     half = normal_of(sequence, batches * size // 2).reshape(batches, size // 2, dim)
@@ -335,4 +337,6 @@ def supply(sequence: qmc.QMCEngine, batches: int, size: int) -> np.ndarray:
     if size > 2 * dim:
         factors = np.linalg.cholesky(drawn.swapaxes(1, 2) @ drawn / size)
         drawn = drawn @ np.linalg.inv(factors).swapaxes(1, 2)
+    else:
+        drawn /= np.sqrt((drawn**2).mean(1, keepdims=True))
     return drawn
