@@ -67,7 +67,7 @@ def upward(target: Target, begin: Array) -> tuple[Climbs, dict[str, int]]:
         target.programs["climber"] = mesh.program(climber(target, curvature_of(target)))
     found = from_each(target.programs["climber"], begin)
     steps = int(found.steps.sum())
-    if not found.whole[jnp.argmax(found.elbos)]:
+    if not found.whole[np.argmax(found.elbos)]:
         rough = partial(curvature, target, differences, target.batch)
         found = from_each(mesh.program(climber(target, rough)), begin)
         steps += int(found.steps.sum())
@@ -84,21 +84,20 @@ def from_each(go: Callable, begin: Array) -> Climbs:
     found, began = [], None
     for i, z in enumerate(begin):
         at = at_foot(z)
-        while at.step < STEPS and at.stale < PATIENCE:
+        while int(at.step) < STEPS and int(at.stale) < PATIENCE:
             at = jax.block_until_ready(go(at, SPREADS[i % len(SPREADS)]))
             began = began or mesh.now()  # compiling does not count
-            if mesh.now() - began > LONGEST and jnp.isfinite(at.best.elbos):
+            if mesh.now() - began > LONGEST and np.isfinite(at.best.elbos):
                 break
-        found.append(at.best._replace(steps=at.step))
+        found.append(jax.device_get(at.best._replace(steps=at.step)))
         if i and mesh.now() - began > SECONDS:
             break
-    return jax.tree.map(lambda *x: jnp.stack(x), *found)
+    return jax.tree.map(lambda *x: np.stack(x), *found)
 
 
 def apart(found: Climbs) -> Climbs:
     """The climbs that did not lead to where a better one did."""
     kept: list[int] = []
-    found = jax.tree.map(np.asarray, found)
     for i in np.argsort(-found.elbos):
         ways = [
             np.linalg.solve(found.factors[j], found.centres[i] - found.centres[j]) for j in kept
@@ -107,7 +106,7 @@ def apart(found: Climbs) -> Climbs:
             inside = [np.linalg.norm(way) for way in ways]
         if min(inside, default=np.inf) > 1.0:
             kept.append(int(i))
-    return jax.tree.map(lambda x: jnp.asarray(x[np.array(kept)]), found)
+    return jax.tree.map(lambda x: x[np.array(kept)], found)
 
 
 class Climb(NamedTuple):
@@ -128,9 +127,11 @@ def to_the_end(go: Callable, z: Array, spread: float) -> Climbs:
 
 def at_foot(z: Array) -> Climb:
     """A climb that begins at a point (d,)."""
-    zero, lowest = jnp.zeros((), int), jnp.full((), -jnp.inf, z.dtype)
-    nothing = Climbs(z, jnp.eye(len(z)), jnp.ones_like(z), lowest, jnp.array(True), zero)
-    return Climb(z, jnp.ones(()), nothing, zero, zero)
+    d, kind, zero = len(z), z.dtype, np.zeros((), int)
+    nothing = Climbs(
+        z, np.eye(d, dtype=kind), np.ones(d, kind), kind.type(-np.inf), np.True_, zero
+    )
+    return Climb(z, np.ones((), kind), nothing, zero, zero)
 
 
 def climber(target: Target, curvature: Callable):

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from scipy.special import softmax
 
 from vi_demo import checkpoints, guides, mesh, starts
 from vi_demo.diagnostics import Figures, coverage
@@ -195,7 +196,7 @@ def own_draws(judged: Judged) -> Callable[[int], np.ndarray]:
         return lambda number: points[:number]
     each = q.component_distribution
     locs, factors = np.asarray(each.loc), np.asarray(each.scale_tril)
-    shares = np.asarray(q.mixing_distribution.probs)
+    shares = softmax(np.asarray(q.mixing_distribution.logits))
 
     def draw(number):
         rng = np.random.default_rng(0)

@@ -142,6 +142,9 @@ def from_factor(mean: Array, factor: Array) -> dict:
     return {"loc": mean, "log_scale": jnp.log(scale), "lower": lower}
 
 
+from_factors = jax.jit(jax.vmap(from_factor))  # of several, a leading axis of each
+
+
 def nearest(family: Family, mean: Array, factor: Array) -> dict:
     """The parameters of a family of single Gaussians nearest to N(mean, factor factorᵀ).
 
@@ -271,6 +274,7 @@ def mixture(components: int) -> Family:
         same = jax.vmap(lambda x: one.init(x, scale))(locs)
         return {"logits": jnp.zeros(components, loc.dtype), **same}
 
+    @jax.jit
     def distribution(params):
         weights = dist.Categorical(logits=params["logits"])
         factors = jax.vmap(scale_tril)(gaussians(params))

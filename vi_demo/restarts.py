@@ -73,10 +73,8 @@ class Gaussians(NamedTuple):
     @property
     def params(self) -> dict:
         """Those of `mixture:k` that has one component each, stacked by their evidence."""
-        factors = self.whole().factors
-        each = jax.vmap(guides.from_factor)(jnp.asarray(self.means), jnp.asarray(factors))
-        weights = jnp.asarray(self.log_evidence - logsumexp(self.log_evidence))
-        return {"logits": weights, **each}
+        weights = jnp.array(self.log_evidence - logsumexp(self.log_evidence))
+        return {"logits": weights, **guides.from_factors(self.means, self.whole().factors)}
 
 
 def gaussians(fit: Fit) -> Gaussians | None:

@@ -7,7 +7,6 @@ less: a mode 0.3 wide in 10 dimensions is not met once by 131,072 uniform points
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vi_demo import ascents, noise
@@ -28,16 +27,16 @@ def elsewhere(target: Target, found: Climbs) -> tuple[Climbs | None, dict[str, i
     beyond a valley from every climb's end, climbs begin there too.
     """
     number = target.affordable(SEARCHED, SECONDS, ascents.LOOKS)
-    best = int(jnp.argmax(found.elbos))
-    if number < SEARCHED or not jnp.isfinite(found.elbos[best]):
+    best = int(np.argmax(found.elbos))
+    if number < SEARCHED or not np.isfinite(found.elbos[best]):
         return None, {"log_density": 0, "gradient": 0}
-    ends, heights = ascents.climb(target, broadly(target), np.asarray(found.factors[best]))
+    ends, heights = ascents.climb(target, broadly(target), found.factors[best])
     spent = {"log_density": 0, "gradient": SEARCHED * ascents.STEPS}
     summits = beyond(target, found, ends, heights)
     if not len(summits):
         return None, spent
-    more, climbing = upward(target, jnp.asarray(summits))
-    near = np.flatnonzero(np.asarray(more.elbos) > float(found.elbos[best]) - AGREEING)
+    more, climbing = upward(target, summits)
+    near = np.flatnonzero(more.elbos > float(found.elbos[best]) - AGREEING)
     more = jax.tree.map(lambda x: x[near], more) if len(near) else None
     return more, {name: spent[name] + climbing[name] for name in spent}
 
@@ -62,7 +61,7 @@ def beyond(target: Target, found: Climbs, ends: np.ndarray, heights: np.ndarray)
     """Of ends (n, d) the highest of each basin that no climb is in, (k, d)."""
     left = np.isfinite(heights) & np.isfinite(ends).all(1)
     ends, heights = ends[left], heights[left]
-    known, summits = [*np.asarray(apart(found).centres)], []
+    known, summits = [*apart(found).centres], []
     while len(ends) and len(summits) < MOST:
         if known:
             top = known.pop()

@@ -41,7 +41,7 @@ INFLATED = 3.0
 TAILS = 5  # degrees of freedom, a whole number
 
 
-def points(target: Target, key: Array, number: int) -> Array:
+def points(target: Target, key: Array, number: int) -> np.ndarray:
     """Dispersed points (number, d) to begin from, each the likeliest of a few candidates.
 
     Candidates come half from the prior, where there is one, and half uniformly from
@@ -73,10 +73,10 @@ def points(target: Target, key: Array, number: int) -> Array:
 
     if "points" not in target.programs:
         target.programs["points"] = mesh.program(lambda keys: jax.lax.map(one, keys))
-    found, log_p = target.programs["points"](jax.random.split(key, number))
-    if jnp.isfinite(log_p).any():
+    found, log_p = map(np.asarray, target.programs["points"](jax.random.split(key, number)))
+    if np.isfinite(log_p).any():
         # A start without density gives way to the likeliest.
-        return jnp.where(jnp.isfinite(log_p)[:, None], found, found[jnp.argmax(log_p)])
+        return np.where(np.isfinite(log_p)[:, None], found, found[np.argmax(log_p)])
     at = target.not_finite_at(found)
     tried = number * CANDIDATES * len(RADII)
     raise InputError(
@@ -99,7 +99,7 @@ def climbs(target: Target) -> Climbs | None:
         if near is target:
             more, searching = elsewhere(target, found)
             if more is not None:
-                found = jax.tree.map(lambda *x: jnp.concatenate(x), found, more)
+                found = jax.tree.map(lambda *x: np.concatenate(x), found, more)
             spent = {name: spent[name] + searching[name] for name in spent}
         starting = CLIMBS * len(RADII)
         target.programs["evaluations"] = {
@@ -135,7 +135,7 @@ def from_some_rows(target: Target) -> Target:
 
 def centred(target: Target, found: Climbs) -> Climbs:
     """The best climb on some of the rows, brought to where the slope on all of them is zero."""
-    best = jax.tree.map(lambda x: x[jnp.argmax(found.elbos)], found)
+    best = jax.tree.map(lambda x: x[np.argmax(found.elbos)], found)
     value_and_grad = mesh.program(jax.value_and_grad(target.log_density))
     z, size = best.centres, 1.0
     height, slope = value_and_grad(z)
@@ -158,7 +158,7 @@ def frame(target: Target, whole: bool) -> Frame:
     """
     found = climbs(target)
     if found is not None:
-        return jax.tree.map(lambda x: x[jnp.argmax(found.elbos)], found.frames(whole))
+        return jax.tree.map(lambda x: x[np.argmax(found.elbos)], found.frames(whole))
     if LEARNED in target.programs:
         return jax.tree.map(lambda x: x[0], learned(target, whole))
     return Frame(jnp.zeros(target.dim), jnp.ones(target.dim))

@@ -220,7 +220,7 @@ def fitter(
     def refit(state):
         points, weights = filled_up(*together(state)[:2])
         params = family.fit(points, weights, state.params)
-        if not all(jnp.isfinite(p).all() for p in params.values()):
+        if not all(np.isfinite(p).all() for p in params.values()):
             return state._replace(params=state.params or of_the_climbs(), failed=True)
         gain = np.inf  # the first round has nothing to compare with, a refused one nothing new
         if state.params is not None and not state.refused:

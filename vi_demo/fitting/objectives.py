@@ -22,8 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.nn import logsumexp
-from scipy.special import ndtri
+from scipy.special import logsumexp, ndtri
 from scipy.stats import qmc
 
 from vi_demo.approximations import APPROXIMATIONS
@@ -121,12 +120,13 @@ def normal_of(sequence: qmc.QMCEngine, number: int) -> np.ndarray:
 
 def draws_of_target(points, weights, log_p, log_evidence: float) -> TargetDraws:
     """Weighted draws with their normalised log densities; those without weight are left out."""
+    # On the host: as many as they are, each step of it would be compiled for them alone.
     kept = np.asarray(weights) > 0
-    log_weights = jnp.log(jnp.asarray(weights)[kept])
+    log_weights = np.log(np.asarray(weights)[kept])
     return TargetDraws(
-        jnp.asarray(points)[kept],
-        log_weights - logsumexp(log_weights),
-        jnp.asarray(log_p)[kept] - log_evidence,
+        jnp.array(np.asarray(points)[kept]),
+        jnp.array(log_weights - logsumexp(log_weights)),
+        jnp.array(np.asarray(log_p)[kept] - log_evidence),
         log_evidence,
     )
 
