@@ -15,7 +15,7 @@ from scipy import stats
 from xarray import DataTree
 
 from vi_demo import Target, check, climbs, starts
-from vi_demo.batching import in_slices
+from vi_demo.batching import in_slices, widest
 from vi_demo.errors import InputError, MixedPrecision
 from vi_demo.frames import Frame, seen_from
 
@@ -395,6 +395,24 @@ def test_slices_leave_nothing_out(number):
     found = in_slices(lambda at: (at[0].sum(), at[0] + at[1]), (points, keys), 5)
     np.testing.assert_array_equal(found[0], points.sum(1))
     np.testing.assert_array_equal(found[1], points + keys[:, None])
+
+
+def test_fewer_points_at_once_where_each_makes_large_arrays():
+    """Whatever the model holds besides, as rows of data, is not made anew by each point."""
+    table = jnp.ones((500, 20))
+
+    def some(z):
+        return jnp.sum(table @ jnp.outer(z, z)[:, 0])
+
+    def many(z):
+        return jax.lax.scan(lambda c, x: (c + jnp.sum(jnp.outer(z, x) ** 2), None), 0.0, table)[0]
+
+    assert (widest(some, 20), widest(many, 20), widest(jnp.sum, 3)) == (500, 400, 1)
+    points = [
+        Target.from_log_density(lambda z: -jnp.sum(jnp.outer(z, z) ** 2), d, "p").batch
+        for d in (2, 100, 4000)
+    ]
+    assert points[0] > points[1] > points[2] == 1
 
 
 def test_sites_that_are_not_finite_are_named():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from functools import partial
@@ -9,10 +10,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import subjaxprs
 
 from vi_demo import mesh
 
 TRIES = 3
+PRIME = 104_729
 SIZES = 4096, 256, 16, 1  # numbers of points that programs are compiled for
 
 
@@ -77,6 +80,19 @@ def in_sizes(program: Callable) -> Callable:
         return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
     return call
+
+
+def widest(fn: Callable, dim: int) -> int:
+    """Numbers in the largest array that `fn` of one point (d,) computes from it on its way."""
+
+    def within(jaxpr):
+        arrays = [v.aval.size for eqn in jaxpr.eqns for v in eqn.outvars]
+        return [*arrays, *itertools.chain(*map(within, subjaxprs(jaxpr)))]
+
+    # What many points make is as many times as large, and nothing else is by so large a prime.
+    at = jax.ShapeDtypeStruct((PRIME, dim), float)
+    sizes = within(jax.make_jaxpr(jax.vmap(fn))(at).jaxpr)
+    return max((size // PRIME for size in sizes if size % PRIME == 0), default=1)
 
 
 def clocked(program: Callable, points) -> float:

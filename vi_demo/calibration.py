@@ -31,7 +31,8 @@ from vi_demo.target import Simulation, Target
 
 REFITS = 200
 LEAST_REFITS = 20
-AT_ONCE = 25  # data sets
+AT_ONCE = 25  # data sets, of no more than so many rows each
+FEW_ROWS = 2**13
 DRAWS = 999  # of a guide, that the truth is ranked among
 MOST_DIMENSIONS = 200
 NO_RANK = -1
@@ -132,7 +133,7 @@ def refitted(
     fit_keys, rank_keys = (jax.random.split(part(key, k), number + 1) for k in ("fit", "rank"))
     ranker = jax.jit(jax.vmap(ranked(simulation, family, list(target.sites))))
     parts = []
-    for rows in slices(number + 1, target.batch):
+    for rows in slices(number + 1, target.rows):
         report("refits", rows[0] / (number + 1), "compiling" if rows[0] == 0 else f"{rows[0]:,}")
         some = {k: v[rows] for k, v in sets.items()}
         fits = fitter(some, fit_keys[rows])
@@ -150,9 +151,9 @@ def all_finite(arrays: dict) -> np.ndarray:
     return np.all(rows, axis=0)
 
 
-def slices(number: int, batch: int) -> Iterator[np.ndarray]:
+def slices(number: int, rows: int) -> Iterator[np.ndarray]:
     """Rows in slices of one length; the last one is filled up with the last row."""
-    most = max(1, min(AT_ONCE, AT_ONCE * batch // 1024))
+    most = max(1, min(AT_ONCE, AT_ONCE * FEW_ROWS // rows))
     each = -(-number // -(-number // most))
     for first in range(0, number, each):
         yield np.minimum(np.arange(first, first + each), number - 1)

@@ -170,7 +170,9 @@ def begin(start: starts.Wide, key: Array, runs: int, particles: int) -> Populati
     return Population(points, zero, zero, zero, log_step, zero, jnp.zeros(runs, int))
 
 
-def log_densities(target: Target, start: starts.Wide, points: Array) -> tuple[Array, Array]:
+def log_densities(
+    target: Target, start: starts.Wide, size: int, points: Array
+) -> tuple[Array, Array]:
     """The log densities p₀ and p at each point, -inf where either is not a number."""
 
     def both(z):
@@ -178,7 +180,7 @@ def log_densities(target: Target, start: starts.Wide, points: Array) -> tuple[Ar
             target.log_density(z)
         )
 
-    return in_slices(both, points, target.batch)
+    return in_slices(both, points, size)
 
 
 def raise_temperature(
@@ -189,17 +191,19 @@ def raise_temperature(
     Each moves by the mass matrix of the next one's particles: by its own, log evidence comes out
     too high, by 2 nats of a Gaussian in 100 dimensions, and no spread between runs shows it.
     """
+    size = max(1, target.batch // len(keys))  # of a slice, as all populations have theirs at once
     keys = jax.vmap(jax.random.split)(keys)
-    risen = jax.vmap(partial(rise, target, start))(keys[:, 0], old)
-    states = jax.vmap(partial(states_of, target, start))(risen)
+    risen = jax.vmap(partial(rise, target, start, size))(keys[:, 0], old)
+    states = jax.vmap(partial(states_of, target, start, size))(risen)
     mass = jax.vmap(local_covariance)(risen.points, states.logdensity_grad)
-    return jax.vmap(partial(move, target, start))(keys[:, 1], risen, states, jnp.roll(mass, 1, 0))
+    mass = jnp.roll(mass, 1, 0)
+    return jax.vmap(partial(move, target, start, size))(keys[:, 1], risen, states, mass)
 
 
-def rise(target: Target, start: starts.Wide, key: Array, old: Population) -> Population:
+def rise(target: Target, start: starts.Wide, size: int, key: Array, old: Population) -> Population:
     """Choose β, weigh and resample; at β = 1 nothing is left to do."""
     n = len(old.points)
-    log_start, log_target = log_densities(target, start, old.points)
+    log_start, log_target = log_densities(target, start, size, old.points)
     alive = jnp.isfinite(log_target) & jnp.isfinite(log_start)
     ratio = jnp.where(alive, log_target - log_start, -jnp.inf)
     # Particles where the target has no density die at the first rise: count on the others only.
@@ -228,15 +232,16 @@ def between(target: Target, start: starts.Wide, beta: Array) -> Callable:
     return log_density
 
 
-def states_of(target: Target, start: starts.Wide, at: Population) -> hmc.HMCState:
+def states_of(target: Target, start: starts.Wide, size: int, at: Population) -> hmc.HMCState:
     """Each particle with the log density and the slope it has at the present β."""
     log_density = between(target, start, at.beta)
-    return in_slices(lambda z: hmc.init(z, log_density), at.points, target.batch)
+    return in_slices(lambda z: hmc.init(z, log_density), at.points, size)
 
 
 def move(
     target: Target,
     start: starts.Wide,
+    size: int,
     key: Array,
     old: Population,
     states: hmc.HMCState,
@@ -246,7 +251,7 @@ def move(
     n = len(old.points)
     log_density = between(target, start, old.beta)
     kernel = hmc.build_kernel()
-    each = partial(in_slices, size=target.batch)
+    each = partial(in_slices, size=size)
 
     def one_move(carry, key):
         states, log_step = carry
