@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from vi_demo import quantities
-from vi_demo.batching import in_sizes
+from vi_demo import mesh, quantities
+from vi_demo.batching import in_sizes, in_slices
 from vi_demo.divergences import estimators, integration
 from vi_demo.divergences.estimators import Draws, Estimate, equal_weights, expectation
 from vi_demo.divergences.generators import F_DIVERGENCES
@@ -25,7 +26,8 @@ from vi_demo.weights import importance_evidence, khat_spread, pareto_khat, smoot
 
 KHAT_DRAWS = 10_000  # k-hat spreads by ±0.1 even then (Vehtari et al. 2024)
 SECONDS = 60.0  # for the densities at them; where that is not enough, there are fewer
-MODE_DRAWS = 4_000
+MODE_DRAWS = 1_000, 4_000  # whose modes are told, at least and at most
+OF_EACH = 20  # of them that the smallest mode should have
 WANTED_ESS = 3_000  # of the weighted draws: then an sd is known within 1.3 %
 MOST_WEIGHTED = 16  # times as many draws as otherwise, for that
 MOST_NUMBERS = 2**26  # of all sites at these
@@ -87,8 +89,8 @@ def measure(
     """
     reasons: dict[str, str] = {}
     number = target.affordable(max(draws, KHAT_DRAWS), SECONDS)
-    points = np.asarray(guide.sample(key, (number,)))
-    log_prob = in_sizes(target.batched(guide.log_prob))
+    sample, log_prob = programs_of(target, guide)
+    points = sample(key, number)
     log_q = log_prob(points)
     known = {"points": points, "log_q": log_q, "log_p": None}
     weighted = None
@@ -107,7 +109,7 @@ def measure(
     else:
         log_p = target.log_densities(points)
         known |= {"log_p": log_p} | importance(log_p - log_q, draws, reasons)
-        weighted = enough(target, guide, log_prob, key, points, log_p - log_q)
+        weighted = enough(target, sample, log_prob, key, points, log_p - log_q)
         at = ratios(target, log_prob, points, log_p, log_q, reference)
         known |= energies(at, reasons)
         known |= distances(at, reference, divergences, reasons)
@@ -122,7 +124,22 @@ def measure(
     return Figures(**known, labels=target.labels, reasons=reasons)
 
 
-def enough(target, guide, log_prob, key, points, log_weights) -> quantities.Weighted | None:
+def programs_of(target: Target, guide) -> tuple[Callable, Callable]:
+    """Draws of a guide, (key, number) -> (number, d), and its log density of points (n, d).
+
+    A distribution is a tree of arrays, so guides of one family share what is compiled.
+    """
+    if "of guides" not in target.programs:
+        draw = mesh.program(lambda q, key, number: q.sample(key, (number,)), static_argnums=2)
+        densities = mesh.program(lambda q, points: in_slices(q.log_prob, points, target.batch))
+        target.programs["of guides"] = draw, densities
+    draw, densities = target.programs["of guides"]
+    return lambda key, number: np.asarray(draw(guide, key, number)), in_sizes(
+        partial(densities, guide)
+    )
+
+
+def enough(target, sample, log_prob, key, points, log_weights) -> quantities.Weighted | None:
     """Draws of the guide with their weights, so many that `WANTED_ESS` are effective if can be."""
     if not np.isfinite(log_weights).any():
         return None
@@ -132,7 +149,7 @@ def enough(target, guide, log_prob, key, points, log_weights) -> quantities.Weig
     if wanted > len(points) and target.seconds(wanted) < SECONDS:
         # As many at once as before, so that nothing is compiled again.
         keys = [jax.random.fold_in(key, 1 + i) for i in range(-(-wanted // len(points)))]
-        points = np.concatenate([guide.sample(k, (len(points),)) for k in keys])[:wanted]
+        points = np.concatenate([sample(k, len(points)) for k in keys])[:wanted]
         log_weights = target.log_densities(points) - log_prob(points)
     return quantities.Weighted(points, log_weights, smoothed(log_weights))
 
@@ -256,8 +273,9 @@ def coverage(target, points, reference, reasons) -> dict:
     if reference.modes is None:
         reasons["modes_covered"] = reasons["mass_covered"] = quantities.NO_REFERENCE
         return {}
-    where = modality.basins(target, reference.modes, points[:MODE_DRAWS])
     masses = np.array([m.value for m in reference.modes.masses])
+    number = int(np.clip(OF_EACH / masses.min(initial=1.0), *MODE_DRAWS))
+    where = modality.basins(target, reference.modes, points[:number])
     shares = np.array([(where == k).mean() for k in range(len(masses))])
     covered = shares >= COVERED * masses
     return {

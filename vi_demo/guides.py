@@ -445,6 +445,8 @@ class Drawn(dist.Distribution):
 class Flow(Drawn):
     """A flow of some parameters as a distribution on R^d."""
 
+    pytree_data_fields = ("params",)
+
     def __init__(self, params: dict):
         self.params = params
         super().__init__((), params["loc"].shape, validate_args=False)
@@ -484,6 +486,9 @@ class Flow(Drawn):
 
 class Own(Drawn):
     """A guide that the user wrote, at some values of its parameters, as a distribution on R^d."""
+
+    pytree_data_fields = ("params",)
+    pytree_aux_fields = ("guide",)
 
     def __init__(self, guide, params: dict, dim: int):
         self.guide, self.params = guide, params

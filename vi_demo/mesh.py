@@ -101,12 +101,12 @@ def along(axis: str, x: Array) -> Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(current(), PartitionSpec(axis)))
 
 
-def program(fn: Callable) -> Callable:
+def program(fn: Callable, **settings) -> Callable:
     """`jax.jit` of what several devices work on: all that comes out is whole on each of them,
-    for any process to read.
+    for any process to read. `settings` are `jax.jit`'s own.
     """
     whole = NamedSharding(current(), PartitionSpec()) if current().size > 1 else None
-    return jax.jit(fn, out_shardings=whole)
+    return jax.jit(fn, out_shardings=whole, **settings)
 
 
 def now() -> float:
