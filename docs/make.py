@@ -27,6 +27,7 @@ CELL_SECONDS = 600
 PUBLIC = {
     "vi_demo": [
         *("run", "load", "save", "summary", "draw", "predict", "calibrate", "check", "explore"),
+        "prepare",
         *("Target", "Target.from_numpyro", "Target.from_log_density", "Target.from_draws"),
         "InputError",
     ],

@@ -2,7 +2,8 @@
 
 A mixture of two Gaussians for the minutes between eruptions of the geyser. The prior treats the
 components alike, so swapping them leaves the posterior unchanged: it has two modes of exactly
-equal mass that say the same thing.
+equal mass that say the same thing. `one_kind` is one Gaussian for all of them, whose posterior
+is nearly Gaussian though the waits are not: a fit can be right and its model wrong.
 
 Data: W. Härdle (1991), "Smoothing Techniques with Implementation in S", Springer.
 """
@@ -38,3 +39,11 @@ def model(waiting=None):
     mixture = dist.MixtureSameFamily(shares, dist.Normal(mu, sigma))
     with numpyro.plate("eruption", 272 if waiting is None else len(waiting)):
         numpyro.sample("waiting", mixture, obs=waiting)
+
+
+def one_kind(waiting=None):
+    """Draw all waits from one Gaussian."""
+    mean = numpyro.sample("mean", dist.Normal(70.0, 15.0))
+    sd = numpyro.sample("sd", dist.LogNormal(jnp.log(12.0), 0.5))
+    with numpyro.plate("eruption", 272 if waiting is None else len(waiting)):
+        numpyro.sample("waiting", dist.Normal(mean, sd), obs=waiting)

@@ -33,7 +33,6 @@ import vi_demo  # before JAX, which it sets up for large data
 
 # isort: split
 import arviz as az
-import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -42,8 +41,8 @@ from arviz_stats.base import array_stats
 
 from vi_demo.pictures.drawing import COLOURS
 
-# The command line computes in double precision too.
-jax.config.update("jax_enable_x64", True)
+# In double precision, and with compiled programs kept for the next time.
+vi_demo.prepare()
 pd.set_option("display.max_colwidth", None)
 
 FITS = ["reverse_kl", "forward_kl"]

@@ -31,7 +31,6 @@
 # vi_demo draws without pyplot; the next line has Jupyter show such figures too.
 # %matplotlib inline
 import arviz as az
-import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
@@ -49,8 +48,8 @@ from vi_demo.pictures.film import animate
 
 # JAX computes in single precision unless told otherwise, before its first computation.
 # Divergences are averages of differences of log densities: double precision keeps their digits.
-# The command line does the same.
-jax.config.update("jax_enable_x64", True)
+# The command line does the same, and keeps compiled programs for the next time.
+vi_demo.prepare()
 
 # %% [markdown]
 # ## A posterior with two modes

@@ -31,15 +31,14 @@ from pathlib import Path
 import vi_demo  # before JAX, which it sets up for large data
 
 # isort: split
-import jax
 import numpy as np
 import pandas as pd
 from IPython.display import display
 
 from vi_demo.pictures.figures import fit_figure
 
-# The command line computes in double precision too.
-jax.config.update("jax_enable_x64", True)
+# In double precision, and with compiled programs kept for the next time.
+vi_demo.prepare()
 
 
 def write(file, text):

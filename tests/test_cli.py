@@ -352,7 +352,7 @@ def test_single_precision_where_a_model_asks_for_it(monkeypatch, capsys):
 def test_the_compilation_cache_can_be_turned_off(tmp_path, switch, kept):
     code = """
 import vi_demo.cli, jax
-vi_demo.startup.prepare_jax()
+vi_demo.prepare()
 jax.jit(lambda x: x + 1)(1.0)
 """
     env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "VI_DEMO_CACHE": switch}

@@ -173,10 +173,10 @@ assert judged["total_variation"].tolist() == approx([0.460, 0.565, 0.498, 0.498]
     "can_i_trust_this_fit": """
 from pytest import approx
 
-found = [set(verdicts(run)["verdict"]) for run in (coal, schools)]
+found = [set(verdicts(run)["verdict"]) for run in (one_kind, schools)]
 assert found[0] == {"reliable"} and "reliable" not in found[1]  # reverse KL's is on an edge
 assert verdicts(schools)["verdict"]["forward_kl"] == "correctable"
-known = vi_demo.summary(coal)
+known = vi_demo.summary(one_kind)
 for fit in known["fits"].values():
     assert fit["divergences"]["reverse_kl"]["value"] < 0.05
     assert fit["divergences"]["forward_kl"]["value"] < 0.05
@@ -185,6 +185,9 @@ one = of_tau.loc["mean"]
 assert one["verdict"] == "correctable"
 assert abs(one["corrected"] - one["reference"]) < 0.5 * abs(one["guide"] - one["reference"])
 
+heights = {b.right: n for b, n in histogram.items()}
+assert heights[55] > 2 * heights[70] < heights[80] and histogram.sum() == 272
+assert evidence["two normals"] > evidence["one normal"] + 40
 assert verdicts(geyser)["verdict"]["reverse_kl"] == "unreliable"
 assert verdicts(geyser)["k-hat"]["reverse_kl"] < 0.7
 assert (starts["places"], starts["rhat"] > 1.5) == (2, True)

@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "results": ["load", "save", "summary"],
         "preflight": ["check"],
         "reuse": ["draw", "predict"],
+        "startup": ["prepare"],
         "study": ["run"],
         "target": ["Target"],
         "widget": ["explore"],

@@ -28,7 +28,7 @@ from vi_demo.startup import (
     joined,
     keep_bytecode,
     mesh_of_all,
-    prepare_jax,
+    prepare,
 )
 
 FITS = ("reverse_kl", "forward_kl")  # unless others are asked for
@@ -309,7 +309,7 @@ def run(
         out = Path(out or Path("runs") / (Path(model).stem if of_draws else loaded.name))
         results.check_folder(out)
         report("start", 0.5, "importing JAX and NumPyro")
-        prepare_jax()
+        prepare()
         spans = watched.enter_context(compiling())
         kept = keeping(out, checkpoint, resume)
         watched.enter_context(kept or contextlib.nullcontext())
@@ -478,7 +478,7 @@ def calibrate(model, data, out, as_json, quiet, debug, **settings) -> None:
         name = Path(model).stem if of_draws else loaded.name
         out = Path(out or Path("runs") / f"{name}-calibration")
         results.check_folder(out)
-        prepare_jax()
+        prepare()
         from vi_demo import calibration
 
         tree = in_either_precision(
@@ -519,7 +519,7 @@ def check(model, data, debug) -> None:
 
     ask_for_double()
     loaded = model if drawn.is_file(model) else loading.load(model, data)
-    prepare_jax()
+    prepare()
     from vi_demo import preflight
 
     def say(*arguments):

@@ -58,10 +58,12 @@ def keep_bytecode() -> None:
         sys.pycache_prefix, sys.dont_write_bytecode = str(cache_folder("bytecode")), False
 
 
-def prepare_jax() -> None:
-    """Double precision, and compiled programs kept in the user's cache folder between runs.
+def prepare() -> None:
+    """Set JAX up as the command line does: in double precision, and with compiled programs kept
+    in the user's cache folder, so that what was run once starts faster the next time.
 
-    `VI_DEMO_CACHE=off` turns the cache off; JAX's own `JAX_COMPILATION_CACHE_DIR` moves it.
+    To be called before JAX's first computation. `VI_DEMO_CACHE=off` turns the cache off; JAX's own
+    `JAX_COMPILATION_CACHE_DIR` moves it.
     """
     import jax
 
@@ -80,7 +82,7 @@ def prepare_jax() -> None:
 def joined(*others) -> bool:
     """Make this process one of many; whether it is the first, which alone is heard."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # of what it does for us it would warn
-    prepare_jax()
+    prepare()
     from vi_demo import processes
 
     return processes.join(*others)
