@@ -38,7 +38,7 @@ from vi_demo.sites import entry_names, unravel
 # computed of them takes, at most. On a CPU they stay in its caches: 4,096 points of 500 numbers
 # took three times as long each, and a single one makes no matrix product of a vector's.
 AT_ONCE = {"cpu": (16, 128, 2**18)}
-ELSEWHERE = 1, 1024, 2**23
+ELSEWHERE = 1, 4096, 2**23
 MOST_NUMBERS = 2**23
 LEAST_A_CHAIN = 4  # draws, for an effective number of them
 PRIOR_PARTY = 2048  # draws of the prior at once
