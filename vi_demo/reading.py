@@ -13,6 +13,7 @@ import re
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -345,7 +346,10 @@ def _zarr(file: Path, name: str, takes: Takes, stream: bool | None = None) -> di
     import zarr
 
     def opened(**how):
-        return xr.open_dataset(store, engine="zarr", consolidated=False, **how)
+        # Of version 2, xarray runs an event loop, which no thread may that has one as Jupyter's.
+        with ThreadPoolExecutor(1) as thread:
+            how |= {"engine": "zarr", "consolidated": False}
+            return thread.submit(xr.open_dataset, store, **how).result()
 
     store = zarr.storage.ZipStore(file, mode="r") if file.is_file() else str(file)
     if file.is_dir() and (on_disk := _zarr_on_disk(file, name, takes, opened, stream)):
