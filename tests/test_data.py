@@ -6,6 +6,7 @@ import json
 import pickle
 import re
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 
@@ -109,7 +110,8 @@ def test_zarr_without_names_of_dimensions(zarr_format):
     async def within_a_loop():  # as a notebook's cell is
         return load("regression.py", "d.zarr").data
 
-    data = asyncio.run(within_a_loop())
+    with ThreadPoolExecutor(1) as thread:  # browser tests leave a loop running in the main one
+        data = thread.submit(lambda: asyncio.run(within_a_loop())).result()
     np.testing.assert_array_equal(data["x"], [0, 1])
     np.testing.assert_array_equal(data["y"], [1, 1])
 
