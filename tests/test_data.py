@@ -111,7 +111,7 @@ def test_zarr_without_names_of_dimensions(zarr_format):
         return load("regression.py", "d.zarr").data
 
     with ThreadPoolExecutor(1) as thread:  # browser tests leave a loop running in the main one
-        data = thread.submit(lambda: asyncio.run(within_a_loop())).result()
+        data = thread.submit(asyncio.run, within_a_loop()).result()
     np.testing.assert_array_equal(data["x"], [0, 1])
     np.testing.assert_array_equal(data["y"], [1, 1])
 
